@@ -1,0 +1,1 @@
+//! Benches, load generator and recorded results.

@@ -1,0 +1,1 @@
+//! Keys: embedded keystore, encryption context, data keys.
