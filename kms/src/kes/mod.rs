@@ -1,0 +1,3 @@
+//! What this crate shares with KES servers.
+
+pub(crate) mod stored;
