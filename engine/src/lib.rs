@@ -1,1 +1,47 @@
-//! Storage and cryptography of Strongroom.
+//! Storage and cryptography of Strongroom: sealed objects on NVMe, without HTTP, network or key service.
+//!
+//! An [`Engine`] is an open store; each core opens its own [`Shard`] of it inside its glommio executor. A [`PutStream`] seals what it
+//! is given into direct writes; a [`GetStream`] hands out verified plaintext. `FORMAT.md` beside this crate has every byte on disk.
+
+pub mod secret;
+pub mod simd;
+pub mod dare;
+pub mod hierarchy;
+
+mod datadir;
+mod engine;
+mod error;
+mod index;
+mod io;
+mod limits;
+mod object;
+mod segment;
+mod shard;
+
+pub use datadir::{DataDir, Superblock};
+pub use engine::{Engine, EngineOptions, Opening, ShardSeed};
+pub use error::{Error, Result};
+pub use index::record;
+pub use limits::{KEY_BYTES_MAX, PARTS_MAX, STREAM_BYTES_MAX};
+pub use object::{
+    Committed, Completion, Condition, EtagMatch, Finish, Found, GetStream, ListEntry, ListPage, ListQuery, NewUpload,
+    PartChoice, PartEntry, PutStream, Target, UploadEntry, UploadPage, UploadQuery,
+};
+pub use shard::Shard;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use secret::Secret;
+
+/// A key for one purpose, from the key of the store.
+fn derive(store_key: &Secret, purpose: &[u8]) -> Secret {
+    let mut mac = Hmac::<Sha256>::new_from_slice(store_key.expose()).expect("any length is a key");
+    mac.update(purpose);
+    Secret::new(mac.finalize().into_bytes().into())
+}
+
+/// Random bytes from the operating system.
+fn random(out: &mut [u8]) {
+    getrandom::fill(out).expect("the operating system gives random bytes");
+}

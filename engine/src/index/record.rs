@@ -117,7 +117,7 @@ pub struct Stream {
     pub size: u64,
     /// Nonce of the DARE stream; none where the stream is not sealed.
     #[cbor(n(1), with = "minicbor::bytes")]
-    pub nonce: Option<minicbor::bytes::ByteArray<12>>,
+    pub nonce: Option<[u8; 12]>,
     #[n(2)]
     pub place: Place,
 }
@@ -203,6 +203,29 @@ pub struct Object {
     pub checksum: Option<Vec<u8>>,
     #[n(6)]
     pub data: Data,
+    /// Where a copy of the wrapped object key lies in a segment, for recovery.
+    #[n(7)]
+    pub key_extent: Option<Extent>,
+}
+
+impl Object {
+    /// Every extent this record names itself; those of parts stand in their own records.
+    pub fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
+        let data: &[Extent] = match &self.data {
+            Data::Single(stream) => stream.extents(),
+            Data::Parts(..) => &[],
+        };
+        data.iter().copied().chain(self.key_extent)
+    }
+}
+
+impl Stream {
+    pub fn extents(&self) -> &[Extent] {
+        match &self.place {
+            Place::Extents(extents) => extents,
+            Place::Empty | Place::Inline => &[],
+        }
+    }
 }
 
 /// The record of a part, while the upload is open and after it was completed.
@@ -230,7 +253,7 @@ pub struct Upload {
     /// The checksum algorithm and type the client named, opaque to the engine.
     #[n(3)]
     pub checksum: Option<String>,
-    /// Where the wrapped object key lies in a segment, for recovery.
+    /// Where a copy of the wrapped object key lies in a segment, for recovery.
     #[n(4)]
     pub key_extent: Option<Extent>,
 }
@@ -260,4 +283,154 @@ pub struct BucketEncryption {
     /// Block SSE-C; none where it was never set.
     #[n(3)]
     pub block_sse_c: Option<bool>,
+}
+
+/// Seals and opens record values.
+pub struct Sealer(XChaCha20Poly1305);
+
+impl Sealer {
+    /// `store_key` is the key of the whole store; records get a key derived from it.
+    pub fn new(store_key: &Secret) -> Self {
+        let key = crate::derive(store_key, b"strongroom index record");
+        Sealer(XChaCha20Poly1305::new(&Key::from(*key.expose())))
+    }
+
+    /// Seals `record` as the value of `key` in `keyspace` at commit `sequence`.
+    pub fn seal<T: Encode<()>>(&self, keyspace: &str, key: &[u8], sequence: u64, record: &T) -> Vec<u8> {
+        let plain = encode(record);
+        let mut head = [0u8; HEAD];
+        head[0] = VERSION;
+        head[1..9].copy_from_slice(&sequence.to_le_bytes());
+        crate::random(&mut head[9..]);
+        let sealed = self
+            .0
+            .encrypt(
+                &nonce(&head),
+                Payload {
+                    msg: &plain,
+                    aad: &additional(keyspace, &head, key),
+                },
+            )
+            .expect("a record is far below the cipher's limit");
+        let mut out = Vec::with_capacity(HEAD + sealed.len());
+        out.extend_from_slice(&head);
+        out.extend_from_slice(&sealed);
+        out
+    }
+
+    /// Opens a value: its commit sequence and its record.
+    pub fn open<T: for<'b> Decode<'b, ()>>(&self, keyspace: &str, key: &[u8], value: &[u8]) -> Result<(u64, T)> {
+        let corrupt = |what: &str| Error::corrupt(what, format!("index {keyspace} {}", String::from_utf8_lossy(key)));
+        let sequence = sequence(value).ok_or_else(|| corrupt("a record too short or of an unknown version"))?;
+        let (head, sealed) = value.split_at_checked(HEAD).ok_or_else(|| corrupt("a short record"))?;
+        let plain = self
+            .0
+            .decrypt(
+                &nonce(head),
+                Payload {
+                    msg: sealed,
+                    aad: &additional(keyspace, head, key),
+                },
+            )
+            .map_err(|_| corrupt("a record that does not authenticate"))?;
+        let record = minicbor::decode(&plain).map_err(|e| corrupt(&format!("a record that does not decode ({e})")))?;
+        Ok((sequence, record))
+    }
+}
+
+/// The commit sequence in the clear head of a value; it is authenticated only by opening the value.
+pub fn sequence(value: &[u8]) -> Option<u64> {
+    let head = value.get(..9)?;
+    (head[0] == VERSION).then(|| u64::from_le_bytes(head[1..].try_into().expect("8 bytes")))
+}
+
+/// The CBOR form of a record.
+pub fn encode<T: Encode<()>>(record: &T) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    minicbor::encode(record, &mut out).expect("writing to memory does not fail");
+    out
+}
+
+fn nonce(head: &[u8]) -> XNonce {
+    XNonce::try_from(&head[9..HEAD]).expect("24 bytes")
+}
+
+fn additional(keyspace: &str, head: &[u8], key: &[u8]) -> Vec<u8> {
+    let mut aad = Vec::with_capacity(keyspace.len() + 10 + key.len());
+    aad.extend_from_slice(keyspace.as_bytes());
+    aad.push(0);
+    aad.extend_from_slice(&head[..9]);
+    aad.extend_from_slice(key);
+    aad
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sealer() -> Sealer {
+        Sealer::new(&Secret::new([7; 32]))
+    }
+
+    fn bucket() -> Bucket {
+        Bucket {
+            name: "photos".into(),
+            created: 1,
+            encryption: Some(BucketEncryption {
+                mode: Some(Mode::SseS3),
+                ..Default::default()
+            }),
+        }
+    }
+
+    #[test]
+    fn a_record_opens_only_in_its_place() {
+        let s = sealer();
+        let value = s.seal("buckets", b"photos", 9, &bucket());
+        assert_eq!(s.open::<Bucket>("buckets", b"photos", &value).unwrap(), (9, bucket()));
+        assert!(s.open::<Bucket>("buckets", b"other", &value).is_err());
+        assert!(s.open::<Bucket>("objects", b"photos", &value).is_err());
+        let other = Sealer::new(&Secret::new([8; 32]));
+        assert!(other.open::<Bucket>("buckets", b"photos", &value).is_err());
+        for i in 0..value.len() {
+            let mut bad = value.clone();
+            bad[i] ^= 1;
+            assert!(s.open::<Bucket>("buckets", b"photos", &bad).is_err(), "byte {i}");
+            assert!(s.open::<Bucket>("buckets", b"photos", &value[..i]).is_err(), "cut at {i}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_skipped() {
+        // A later version's bucket: the three fields of today and a fourth.
+        let mut later = Vec::new();
+        minicbor::Encoder::new(&mut later)
+            .array(4)
+            .and_then(|e| e.str("b"))
+            .and_then(|e| e.u64(5))
+            .and_then(|e| e.null())
+            .and_then(|e| e.str("new"))
+            .unwrap();
+        let read: Bucket = minicbor::decode(&later).unwrap();
+        assert_eq!(read.name, "b");
+    }
+
+    #[test]
+    fn upload_ids_parse_as_written() {
+        let id = UploadId([0xab; 16]);
+        assert_eq!(UploadId::parse(&id.to_string()), Some(id));
+        for bad in ["", "+b", &"AB".repeat(16), &"g".repeat(32), &format!("+{}", "a".repeat(31))] {
+            assert_eq!(UploadId::parse(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = minicbor::decode::<Object>(&bytes);
+            let _ = minicbor::decode::<Part>(&bytes);
+            let _ = sealer().open::<Object>("objects", b"k", &bytes);
+        }
+    }
 }

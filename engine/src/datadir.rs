@@ -1,0 +1,205 @@
+//! The data directory: its lock, its layout, and the superblock that says what it is.
+//!
+//! ```text
+//! DATA_DIR/superblock   what this store is, and the wrapped store key; one sector, written once
+//! DATA_DIR/lock         held by the process that has the store open
+//! DATA_DIR/index/       the index
+//! DATA_DIR/segments/    the segments
+//! ```
+//!
+//! Superblock (one sector of 4096 bytes, integers little-endian, the rest zero):
+//!
+//! ```text
+//! offset size  field
+//! 0      8     "STRGSUPR"
+//! 8      4     format version of the store, 1
+//! 12     16    random id of the store
+//! 28     4     length n of the wrapped store key
+//! 32     n     the store key as its keeper wrapped it
+//! 4064   32    SHA-256 of bytes 0..4064
+//! ```
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::limits::SECTOR;
+
+const MAGIC: &[u8; 8] = b"STRGSUPR";
+const FORMAT: u32 = 1;
+const SUM_AT: usize = SECTOR - 32;
+
+/// A data directory this process holds the lock of.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// What a store says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Superblock {
+    pub store_id: [u8; 16],
+    pub wrapped_store_key: Vec<u8>,
+}
+
+impl DataDir {
+    /// Makes the directory where it is missing and takes its lock.
+    pub fn lock(path: &Path) -> Result<DataDir> {
+        std::fs::create_dir_all(path).map_err(|e| Error::io("create", path, e))?;
+        let path = path.canonicalize().map_err(|e| Error::io("open", path, e))?;
+        let lock_path = path.join("lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|e| Error::io("open", &lock_path, e))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(DataDir { path, _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Unusable(format!(
+                "{} is in use by another process",
+                path.display()
+            ))),
+            Err(e) => Err(Error::io("lock", &lock_path, e)),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn index_dir(&self) -> PathBuf {
+        self.path.join("index")
+    }
+
+    pub fn segments_dir(&self) -> PathBuf {
+        self.path.join("segments")
+    }
+
+    pub fn superblock_path(&self) -> PathBuf {
+        self.path.join("superblock")
+    }
+
+    /// The superblock; none in a directory where no store was ever made.
+    pub fn superblock(&self) -> Result<Option<Superblock>> {
+        let path = self.superblock_path();
+        let mut bytes = Vec::new();
+        match File::open(&path) {
+            Ok(file) => file
+                .take(SECTOR as u64 + 1)
+                .read_to_end(&mut bytes)
+                .map_err(|e| Error::io("read", &path, e))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("open", &path, e)),
+        };
+        decode(&bytes)
+            .map(Some)
+            .map_err(|what| Error::corrupt(what, path.display().to_string()))
+    }
+
+    /// Makes a store here. It exists once its superblock does, which is the last thing written.
+    pub fn create(&self, store_id: [u8; 16], wrapped_store_key: &[u8]) -> Result<()> {
+        for dir in [self.index_dir(), self.segments_dir()] {
+            std::fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
+        }
+        let block = encode(&Superblock {
+            store_id,
+            wrapped_store_key: wrapped_store_key.to_vec(),
+        })?;
+        let path = self.superblock_path();
+        let failed = |e: std::io::Error| Error::io("write", &path, e);
+        let draft = self.path.join("superblock.new");
+        let mut file = File::create(&draft).map_err(failed)?;
+        file.write_all(&block).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        std::fs::rename(&draft, &path).map_err(failed)?;
+        sync_dir(&self.path)
+    }
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| Error::io("sync", path, e))
+}
+
+fn encode(superblock: &Superblock) -> Result<Vec<u8>> {
+    let key = &superblock.wrapped_store_key;
+    if key.len() > SUM_AT - 32 {
+        return Err(Error::TooLarge {
+            what: "the wrapped store key",
+            got: key.len() as u64,
+            max: (SUM_AT - 32) as u64,
+        });
+    }
+    let mut out = vec![0; SECTOR];
+    out[..8].copy_from_slice(MAGIC);
+    out[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+    out[12..28].copy_from_slice(&superblock.store_id);
+    out[28..32].copy_from_slice(&(key.len() as u32).to_le_bytes());
+    out[32..32 + key.len()].copy_from_slice(key);
+    let sum = Sha256::digest(&out[..SUM_AT]);
+    out[SUM_AT..].copy_from_slice(&sum);
+    Ok(out)
+}
+
+fn decode(bytes: &[u8]) -> Result<Superblock, String> {
+    if bytes.len() != SECTOR || &bytes[..8] != MAGIC {
+        return Err("not a superblock".into());
+    }
+    let format = u32::from_le_bytes(bytes[8..12].try_into().expect("4 bytes"));
+    if format != FORMAT {
+        return Err(format!(
+            "format version {format}; this program reads version {FORMAT}"
+        ));
+    }
+    if Sha256::digest(&bytes[..SUM_AT])[..] != bytes[SUM_AT..] {
+        return Err("a superblock whose checksum does not hold".into());
+    }
+    let len = u32::from_le_bytes(bytes[28..32].try_into().expect("4 bytes")) as usize;
+    let key = bytes[32..SUM_AT].get(..len).ok_or("an impossible length")?;
+    Ok(Superblock {
+        store_id: bytes[12..28].try_into().expect("16 bytes"),
+        wrapped_store_key: key.to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_there_once_created_and_held_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = DataDir::lock(&dir.path().join("new")).unwrap();
+        assert_eq!(held.superblock().unwrap(), None);
+        held.create([7; 16], b"wrapped").unwrap();
+        let read = held.superblock().unwrap().unwrap();
+        assert_eq!((read.store_id, &read.wrapped_store_key[..]), ([7; 16], &b"wrapped"[..]));
+        let second = DataDir::lock(&dir.path().join("new")).unwrap_err();
+        assert!(second.to_string().contains("in use"), "{second}");
+        drop(held);
+        DataDir::lock(&dir.path().join("new")).unwrap();
+    }
+
+    #[test]
+    fn damage_is_seen_at_every_byte() {
+        let good = encode(&Superblock {
+            store_id: [1; 16],
+            wrapped_store_key: vec![2; 60],
+        })
+        .unwrap();
+        for i in 0..good.len() {
+            let mut bad = good.clone();
+            bad[i] ^= 1;
+            assert!(decode(&bad).is_err(), "byte {i}");
+        }
+        assert!(decode(&good[..SECTOR - 1]).is_err());
+    }
+}

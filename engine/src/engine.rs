@@ -1,0 +1,221 @@
+//! The engine as a whole: what all cores share, opening and closing it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Sender, TrySendError};
+use futures_channel::oneshot;
+
+use crate::datadir::DataDir;
+use crate::error::{Error, Result};
+use crate::index::commit::{Committer, Op, Reply, Request};
+use crate::index::{Index, recover};
+use crate::limits;
+use crate::secret::Secret;
+use crate::segment::reclaim::{self, Message};
+use crate::segment::{Segments, block};
+use crate::shard::Shard;
+
+/// What all cores share.
+pub(crate) struct Core {
+    pub superblock: PathBuf,
+    pub index: Index,
+    pub blocks: block::Sealer,
+    pub segments: Segments,
+    readers: Vec<Readers>,
+    commits: Sender<Request>,
+    reclaim: Sender<Message>,
+    pub fatal: fn(&Error),
+}
+
+/// The records that one shard's readers hold, by sequence.
+type Readers = Mutex<HashMap<u64, u32>>;
+
+impl Core {
+    /// Milliseconds since 1970.
+    pub fn now(&self) -> u64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_millis() as u64)
+    }
+
+    /// Looks a record up and holds it, so that nothing it names is punched. `look` runs under the shard's lock: whoever
+    /// frees a record takes the same lock after its commit, and so finds every holder that could have seen the record.
+    pub fn hold<T>(&self, shard: usize, look: impl FnOnce() -> Result<(u64, T)>) -> Result<(u64, T)> {
+        let mut held = self.readers[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let (sequence, found) = look()?;
+        *held.entry(sequence).or_default() += 1;
+        Ok((sequence, found))
+    }
+
+    pub fn release(&self, shard: usize, sequence: u64) {
+        let mut held = self.readers[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(n) = held.get_mut(&sequence) {
+            *n -= 1;
+            if *n == 0 {
+                held.remove(&sequence);
+            }
+        }
+    }
+
+    pub fn is_read(&self, sequence: u64) -> bool {
+        self.readers
+            .iter()
+            .any(|r| r.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&sequence))
+    }
+
+    /// Hands a request to the committer; the answer comes once it is durable.
+    pub fn commit(&self, op: Op) -> Result<oneshot::Receiver<Reply>> {
+        let (reply, answer) = oneshot::channel();
+        match self.commits.try_send(Request { op, reply: Some(reply) }) {
+            Ok(()) => Ok(answer),
+            Err(TrySendError::Full(_)) => Err(Error::Overloaded {
+                what: "the commit queue is full",
+            }),
+            Err(TrySendError::Disconnected(_)) => Err(Error::Closed),
+        }
+    }
+
+    /// For the reclaimer's thread: waits, and says whether it was done.
+    pub fn commit_and_wait(&self, op: Op) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.commits.send(Request { op, reply: Some(reply) }).is_ok()
+            && matches!(futures_lite::future::block_on(answer), Ok(Ok(_)))
+    }
+
+    pub fn commit_and_forget(&self, op: Op) {
+        // A committer that is gone leaves this for the next start.
+        let _ = self.commits.send(Request { op, reply: None });
+    }
+
+    pub fn reclaim(&self, message: Message) {
+        // A reclaimer that is gone leaves this for the next start.
+        let _ = self.reclaim.send(message);
+    }
+}
+
+/// How to open an engine.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Cores that will open a shard.
+    pub shards: usize,
+    /// Called when a write to the index failed: nothing may be acknowledged after it, so it must end the process.
+    pub fatal: fn(&Error),
+}
+
+/// An open store. Dropping it without `close` is as good as a crash: nothing acknowledged is lost, the next start takes longer.
+pub struct Engine {
+    core: Arc<Core>,
+    committer: JoinHandle<()>,
+    reclaimer: JoinHandle<()>,
+    opening: Opening,
+}
+
+/// What opening a store found.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening {
+    /// The last run closed the store.
+    pub clean: bool,
+    /// Bytes given back that belonged to uploads never acknowledged.
+    pub reclaimed_bytes: u64,
+}
+
+impl Engine {
+    /// Opens the store in `dir`: replays the index, gives back what a crash left.
+    pub fn open(dir: &DataDir, store_key: &Secret, options: &EngineOptions) -> Result<Engine> {
+        let index = Index::open(&dir.index_dir(), store_key)?;
+        let blocks = block::Sealer::new(store_key);
+        let found = recover::recover(&index, &dir.segments_dir(), &blocks)?;
+        let opening = Opening {
+            clean: found.clean,
+            reclaimed_bytes: found.reclaimed_bytes,
+        };
+        let segments = Segments::new(
+            &dir.segments_dir(),
+            options.shards,
+            found.next_segment,
+            found.boot,
+            found.live,
+        );
+        let (commits, requests) = crossbeam_channel::bounded(limits::COMMIT_QUEUE_MAX);
+        let (reclaim, messages) = crossbeam_channel::unbounded();
+        let core = Arc::new(Core {
+            superblock: dir.superblock_path(),
+            index,
+            blocks,
+            segments,
+            readers: (0..options.shards).map(|_| Readers::default()).collect(),
+            commits,
+            reclaim,
+            fatal: options.fatal,
+        });
+        for freed in found.freed {
+            core.reclaim(freed.into());
+        }
+        let thread = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.into())
+                .spawn(body)
+                .map_err(|e| Error::io("start a thread for", dir.path(), e))
+        };
+        let fatal = options.fatal;
+        let committer = Committer::new(Arc::clone(&core), requests);
+        let committer = thread(
+            "committer",
+            Box::new(move || {
+                if let Err(e) = committer.run() {
+                    fatal(&e);
+                }
+            }),
+        )?;
+        let reclaim_core = Arc::clone(&core);
+        let reclaimer = thread(
+            "reclaimer",
+            Box::new(move || reclaim::run(&reclaim_core, &messages)),
+        )?;
+        Ok(Engine {
+            core,
+            committer,
+            reclaimer,
+            opening,
+        })
+    }
+
+    pub fn opening(&self) -> Opening {
+        self.opening
+    }
+
+    /// What a core needs to open its shard, inside its own executor.
+    pub fn shard(&self, id: usize) -> ShardSeed {
+        ShardSeed {
+            core: Arc::clone(&self.core),
+            id,
+        }
+    }
+
+    /// Closes the store once all shards are gone: what was freed is punched, and the last checkpoint written.
+    pub fn close(self) {
+        self.core.reclaim(Message::Close);
+        // A thread that panicked has already said so; what it left is found at the next start.
+        let _ = self.reclaimer.join();
+        self.core.commit_and_forget(Op::Close);
+        let _ = self.committer.join();
+    }
+}
+
+/// Travels to the thread of a core and becomes its shard there.
+pub struct ShardSeed {
+    core: Arc<Core>,
+    id: usize,
+}
+
+impl ShardSeed {
+    /// Must run on a glommio executor.
+    pub async fn open(self) -> Result<Rc<Shard>> {
+        Shard::open(self.core, self.id).await
+    }
+}

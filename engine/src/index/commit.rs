@@ -1,0 +1,634 @@
+//! The committer: the one thread that writes the index.
+//!
+//! Requests that arrive while a sync is under way share the next one. Each is decided against the index as it stands plus what
+//! the same batch has done already, so conditional writes are linearizable. A reply is sent only once its batch is durable; a
+//! failed sync ends the process, because nobody knows what is on disk after it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use fjall::PersistMode;
+use futures_channel::oneshot;
+use minicbor::{Decode, Encode};
+
+use super::record::{self, Bucket, BucketEncryption, Data, Extent, Object, Part, PartRef, Place, Stream, Upload, UploadId};
+use super::{Space, key};
+use crate::engine::Core;
+use crate::error::{Error, Result};
+use crate::limits;
+use crate::object::{Committed, Condition, PartChoice};
+use crate::segment::reclaim::Freed;
+
+/// One request to the committer, and where its answer goes.
+pub struct Request {
+    pub op: Op,
+    pub reply: Option<oneshot::Sender<Reply>>,
+}
+
+/// `None` where there was nothing to do.
+pub type Reply = Result<Option<Committed>>;
+
+pub enum Op {
+    CreateBucket {
+        name: String,
+    },
+    SetBucketEncryption {
+        name: String,
+        to: Option<BucketEncryption>,
+    },
+    DeleteBucket {
+        name: String,
+    },
+    Put {
+        bucket: String,
+        key: String,
+        object: Box<Object>,
+        /// Sealed bytes, where the object lives in the index.
+        inline: Option<Vec<u8>>,
+        condition: Condition,
+    },
+    Delete {
+        bucket: String,
+        key: String,
+        condition: Condition,
+    },
+    CreateUpload {
+        bucket: String,
+        key: String,
+        id: UploadId,
+        upload: Box<Upload>,
+    },
+    PutPart {
+        bucket: String,
+        key: String,
+        id: UploadId,
+        number: u16,
+        part: Box<Part>,
+        inline: Option<Vec<u8>>,
+    },
+    Complete {
+        bucket: String,
+        key: String,
+        id: UploadId,
+        parts: Vec<PartChoice>,
+        etag: String,
+        checksum: Option<Vec<u8>>,
+        condition: Condition,
+    },
+    Abort {
+        bucket: String,
+        key: String,
+        id: UploadId,
+    },
+    /// The extents freed by these commits are punched.
+    Reclaimed(Vec<u64>),
+    /// Write the marks below which segments are settled.
+    Checkpoint,
+    /// Write the last checkpoint and end the thread.
+    Close,
+}
+
+/// Names in the keyspace `meta`.
+pub mod meta {
+    /// CBOR integer: sequence of the last commit. Unsealed: it says nothing and is checked against the segments.
+    pub const SEQUENCE: &str = "sequence";
+    /// CBOR integer: how often the store was opened.
+    pub const BOOT: &str = "boot";
+    /// `segment::Checkpoint`
+    pub const CHECKPOINT: &str = "checkpoint";
+}
+
+pub struct Committer {
+    core: Arc<Core>,
+    requests: Receiver<Request>,
+    sequence: u64,
+    buckets: BTreeMap<String, Arc<Bucket>>,
+    buckets_changed: bool,
+    batch: fjall::OwnedWriteBatch,
+    /// What this batch wrote so far, for those that follow in it.
+    written: HashMap<(Space, Vec<u8>), Option<Vec<u8>>>,
+    freed: Vec<Freed>,
+    added: Vec<Extent>,
+    index_dead: u64,
+}
+
+impl Committer {
+    pub fn new(core: Arc<Core>, requests: Receiver<Request>) -> Self {
+        let batch = core.index.db.batch().durability(Some(PersistMode::SyncData));
+        let buckets = (*core.index.buckets()).clone();
+        Committer {
+            sequence: core.index.synced(),
+            buckets,
+            buckets_changed: false,
+            batch,
+            written: HashMap::new(),
+            freed: Vec::new(),
+            added: Vec::new(),
+            index_dead: 0,
+            core,
+            requests,
+        }
+    }
+
+    /// Runs until it is told to close. An error is one after which nothing may be acknowledged any more.
+    pub fn run(mut self) -> Result<()> {
+        let mut checkpoint_due = Instant::now() + limits::CHECKPOINT_EVERY;
+        let mut settled = true;
+        loop {
+            let first = match self.requests.recv_deadline(checkpoint_due) {
+                Ok(request) => Some(request),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return self.close(),
+            };
+            let mut replies = Vec::new();
+            let mut closing = false;
+            let mut next = first;
+            while let Some(Request { op, reply }) = next.take() {
+                closing = matches!(op, Op::Close);
+                settled &= matches!(op, Op::Close | Op::Checkpoint);
+                let result = match self.apply(op, &mut replies) {
+                    Err(e @ (Error::Io { .. } | Error::Corrupt { .. })) if self.must_stop(&e) => return Err(e),
+                    result => result,
+                };
+                if let Some(reply) = reply {
+                    replies.push((reply, result));
+                }
+                if closing || replies.len() >= limits::COMMIT_BATCH_MAX {
+                    break;
+                }
+                next = self.requests.try_recv().ok();
+            }
+            if Instant::now() >= checkpoint_due {
+                if !settled {
+                    self.write_checkpoint(false);
+                    settled = true;
+                }
+                checkpoint_due = Instant::now() + limits::CHECKPOINT_EVERY;
+            }
+            self.commit(&mut replies)?;
+            if closing {
+                return self.close();
+            }
+        }
+    }
+
+    /// Reading one damaged record fails one request; a journal that cannot be written fails the store.
+    fn must_stop(&self, error: &Error) -> bool {
+        matches!(error, Error::Io { op, .. } if *op == "commit")
+    }
+
+    fn close(mut self) -> Result<()> {
+        self.write_checkpoint(true);
+        self.commit(&mut Vec::new())
+    }
+
+    fn write_checkpoint(&mut self, closing: bool) {
+        let checkpoint = self.core.segments.checkpoint(closing);
+        self.put(Space::Meta, meta::CHECKPOINT.as_bytes().to_vec(), &checkpoint);
+    }
+
+    /// Makes the batch durable, shows it to readers, and only then answers.
+    fn commit(&mut self, replies: &mut Vec<(oneshot::Sender<Reply>, Reply)>) -> Result<()> {
+        if !self.written.is_empty() {
+            let failed = |e: fjall::Error| Error::Io {
+                op: "commit",
+                path: "index".into(),
+                reason: e.to_string(),
+            };
+            let meta = self.core.index.space(Space::Meta).clone();
+            self.batch.insert(&meta, meta::SEQUENCE, record::encode(&self.sequence));
+            let next = self.core.index.db.batch().durability(Some(PersistMode::SyncData));
+            std::mem::replace(&mut self.batch, next).commit().map_err(failed)?;
+            self.written.clear();
+            self.core.index.synced.store(self.sequence, Ordering::Release);
+            if std::mem::take(&mut self.buckets_changed) {
+                self.core.index.buckets.store(Arc::new(self.buckets.clone()));
+            }
+            self.core.segments.add_live(self.added.drain(..));
+            for freed in self.freed.drain(..) {
+                self.core.segments.remove_live(&freed.extents);
+                self.core.reclaim(freed.into());
+            }
+            let dead = std::mem::take(&mut self.index_dead);
+            if dead > 0 {
+                self.core.reclaim(crate::segment::reclaim::Message::IndexDead(dead));
+            }
+        }
+        for (reply, result) in replies.drain(..) {
+            // A requester that went away needs no answer.
+            let _ = reply.send(result);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, op: Op, replies: &mut Vec<(oneshot::Sender<Reply>, Reply)>) -> Reply {
+        match op {
+            Op::CreateBucket { name } => self.create_bucket(name),
+            Op::SetBucketEncryption { name, to } => self.set_bucket_encryption(&name, to),
+            Op::DeleteBucket { name } => {
+                // Emptiness is asked of the index itself.
+                self.commit(replies)?;
+                self.delete_bucket(&name)
+            }
+            Op::Put {
+                bucket,
+                key,
+                object,
+                inline,
+                condition,
+            } => self.put_object(&bucket, &key, &object, inline, &condition),
+            Op::Delete { bucket, key, condition } => self.delete_object(&bucket, &key, &condition),
+            Op::CreateUpload {
+                bucket,
+                key,
+                id,
+                upload,
+            } => {
+                self.need_bucket(&bucket)?;
+                self.added.extend(upload.key_extent);
+                let sequence = self.put(Space::Uploads, key::upload(&bucket, &key, &id), &*upload);
+                Ok(Some(Committed {
+                    modified: upload.created,
+                    sequence,
+                }))
+            }
+            Op::PutPart {
+                bucket,
+                key,
+                id,
+                number,
+                part,
+                inline,
+            } => self.put_part(&bucket, &key, &id, number, &part, inline),
+            Op::Complete {
+                bucket,
+                key,
+                id,
+                parts,
+                etag,
+                checksum,
+                condition,
+            } => {
+                // Parts are scanned in the index itself.
+                self.commit(replies)?;
+                self.complete(&bucket, &key, &id, &parts, etag, checksum, &condition)
+            }
+            Op::Abort { bucket, key, id } => {
+                self.commit(replies)?;
+                self.abort(&bucket, &key, &id)
+            }
+            Op::Reclaimed(sequences) => {
+                for sequence in sequences {
+                    self.remove(Space::Freed, key::sequence(sequence).to_vec());
+                }
+                Ok(None)
+            }
+            Op::Checkpoint => {
+                self.write_checkpoint(false);
+                Ok(None)
+            }
+            Op::Close => Ok(None),
+        }
+    }
+
+    // Reading and writing within the batch.
+
+    fn get<T: for<'b> Decode<'b, ()>>(&self, space: Space, key: &[u8]) -> Result<Option<(u64, T)>> {
+        match self.written.get(&(space, key.to_vec())) {
+            Some(None) => Ok(None),
+            Some(Some(value)) => self.core.index.sealer.open(space.name(), key, value).map(Some),
+            None => self.core.index.get(space, key),
+        }
+    }
+
+    fn put<T: Encode<()>>(&mut self, space: Space, key: Vec<u8>, record: &T) -> u64 {
+        self.sequence += 1;
+        let value = self.core.index.sealer.seal(space.name(), &key, self.sequence, record);
+        let keyspace = self.core.index.space(space).clone();
+        self.batch.insert(&keyspace, key.as_slice(), value.as_slice());
+        self.written.insert((space, key), Some(value));
+        self.sequence
+    }
+
+    fn put_inline(&mut self, bytes: Vec<u8>) {
+        // Named by the sequence that the record written next will get.
+        let key = key::sequence(self.sequence + 1);
+        let keyspace = self.core.index.space(Space::Inline).clone();
+        self.batch.insert(&keyspace, key, bytes);
+    }
+
+    fn remove(&mut self, space: Space, key: Vec<u8>) {
+        let keyspace = self.core.index.space(space).clone();
+        self.batch.remove(&keyspace, key.as_slice());
+        self.written.insert((space, key), None);
+    }
+
+    /// Gives back what a record of `sequence` named. `extents` are punched once the batch is durable and no reader holds them.
+    fn free(&mut self, sequence: u64, streams: &[&Stream], key_extent: Option<Extent>, inline_of: &[u64]) {
+        let extents: Vec<Extent> = streams
+            .iter()
+            .flat_map(|s| s.extents())
+            .copied()
+            .chain(key_extent)
+            .collect();
+        for named in inline_of {
+            let keyspace = self.core.index.space(Space::Inline).clone();
+            self.batch.remove(&keyspace, key::sequence(*named));
+        }
+        self.index_dead += limits::INDEX_RECORD_BYTES
+            + streams
+                .iter()
+                .filter(|s| s.place == Place::Inline)
+                .map(|s| s.size)
+                .sum::<u64>();
+        if extents.is_empty() {
+            return;
+        }
+        let at = self.put_freed(&extents);
+        self.freed.push(Freed {
+            reader: Some(sequence),
+            freed: Some(at),
+            shard: None,
+            extents,
+        });
+    }
+
+    fn put_freed(&mut self, extents: &[Extent]) -> u64 {
+        let next = self.sequence + 1;
+        self.put(Space::Freed, key::sequence(next).to_vec(), &extents.to_vec())
+    }
+
+    /// Frees everything an object's record names, parts included.
+    fn free_object(&mut self, sequence: u64, object: &Object) -> Result<()> {
+        match &object.data {
+            Data::Single(stream) => {
+                let inline: &[u64] = if stream.place == Place::Inline { &[sequence] } else { &[] };
+                self.free(sequence, &[stream], object.key_extent, inline);
+            }
+            Data::Parts(id, parts) => {
+                let numbers: Vec<u16> = parts.iter().map(|p| p.number).collect();
+                self.free_parts(sequence, id, &numbers, object.key_extent)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn free_parts(&mut self, reader: u64, id: &UploadId, numbers: &[u16], key_extent: Option<Extent>) -> Result<()> {
+        let mut streams = Vec::with_capacity(numbers.len());
+        let mut inline = Vec::new();
+        for number in numbers {
+            let entry = key::part(id, *number);
+            if let Some((sequence, part)) = self.get::<Part>(Space::Parts, &entry)? {
+                if part.stream.place == Place::Inline {
+                    inline.push(sequence);
+                }
+                streams.push(part.stream);
+                self.remove(Space::Parts, entry);
+            }
+        }
+        self.free(reader, &streams.iter().collect::<Vec<_>>(), key_extent, &inline);
+        Ok(())
+    }
+
+    // The operations.
+
+    fn need_bucket(&self, name: &str) -> Result<()> {
+        if self.buckets.contains_key(name) {
+            Ok(())
+        } else {
+            Err(Error::NoSuchBucket)
+        }
+    }
+
+    fn create_bucket(&mut self, name: String) -> Reply {
+        if self.buckets.contains_key(&name) {
+            return Err(Error::BucketExists);
+        }
+        let bucket = Bucket {
+            name: name.clone(),
+            created: self.core.now(),
+            encryption: None,
+        };
+        self.put_bucket(bucket)
+    }
+
+    fn put_bucket(&mut self, bucket: Bucket) -> Reply {
+        let sequence = self.put(Space::Buckets, bucket.name.as_bytes().to_vec(), &bucket);
+        let modified = bucket.created;
+        self.buckets.insert(bucket.name.clone(), Arc::new(bucket));
+        self.buckets_changed = true;
+        Ok(Some(Committed { modified, sequence }))
+    }
+
+    fn set_bucket_encryption(&mut self, name: &str, to: Option<BucketEncryption>) -> Reply {
+        let mut bucket = Bucket::clone(self.buckets.get(name).ok_or(Error::NoSuchBucket)?);
+        bucket.encryption = to;
+        self.put_bucket(bucket)
+    }
+
+    fn delete_bucket(&mut self, name: &str) -> Reply {
+        self.need_bucket(name)?;
+        let entries = key::prefix(name, "");
+        if let Some(first) = self.core.index.space(Space::Objects).prefix(&entries).next() {
+            first.key().map_err(super::io)?;
+            return Err(Error::BucketNotEmpty);
+        }
+        let mut uploads = Vec::new();
+        for entry in self.core.index.space(Space::Uploads).prefix(&entries) {
+            let entry = entry.key().map_err(super::io)?;
+            let parsed = key::split(name, &entry).and_then(|(k, id)| Some((k, UploadId(id.try_into().ok()?))));
+            uploads.extend(parsed);
+        }
+        for (key, id) in uploads {
+            self.abort(name, &key, &id)?;
+        }
+        self.remove(Space::Buckets, name.as_bytes().to_vec());
+        self.buckets.remove(name);
+        self.buckets_changed = true;
+        Ok(Some(Committed {
+            modified: self.core.now(),
+            sequence: self.sequence,
+        }))
+    }
+
+    fn put_object(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        object: &Object,
+        inline: Option<Vec<u8>>,
+        condition: &Condition,
+    ) -> Reply {
+        self.need_bucket(bucket)?;
+        let entry = key::object(bucket, key);
+        let old = self.get::<Object>(Space::Objects, &entry)?;
+        check(condition, old.as_ref().map(|(_, o)| o))?;
+        if let Some((sequence, old)) = &old {
+            self.free_object(*sequence, old)?;
+        }
+        if let Some(bytes) = inline {
+            self.put_inline(bytes);
+        }
+        if let Data::Single(_) = object.data {
+            self.added.extend(object.extents());
+        }
+        let sequence = self.put(Space::Objects, entry, object);
+        Ok(Some(Committed {
+            modified: object.modified,
+            sequence,
+        }))
+    }
+
+    fn delete_object(&mut self, bucket: &str, key: &str, condition: &Condition) -> Reply {
+        self.need_bucket(bucket)?;
+        let entry = key::object(bucket, key);
+        let Some((sequence, old)) = self.get::<Object>(Space::Objects, &entry)? else {
+            check(condition, None)?;
+            return Ok(None);
+        };
+        check(condition, Some(&old))?;
+        self.free_object(sequence, &old)?;
+        self.remove(Space::Objects, entry);
+        self.sequence += 1;
+        Ok(Some(Committed {
+            modified: self.core.now(),
+            sequence: self.sequence,
+        }))
+    }
+
+    fn put_part(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        id: &UploadId,
+        number: u16,
+        part: &Part,
+        inline: Option<Vec<u8>>,
+    ) -> Reply {
+        self.need_upload(bucket, key, id)?;
+        let entry = key::part(id, number);
+        if let Some((sequence, old)) = self.get::<Part>(Space::Parts, &entry)? {
+            let named: &[u64] = if old.stream.place == Place::Inline { &[sequence] } else { &[] };
+            self.free(sequence, &[&old.stream], None, named);
+        }
+        if let Some(bytes) = inline {
+            self.put_inline(bytes);
+        }
+        self.added.extend(part.stream.extents());
+        let sequence = self.put(Space::Parts, entry, part);
+        Ok(Some(Committed {
+            modified: part.modified,
+            sequence,
+        }))
+    }
+
+    fn need_upload(&self, bucket: &str, key: &str, id: &UploadId) -> Result<(u64, Upload)> {
+        self.need_bucket(bucket)?;
+        self.get::<Upload>(Space::Uploads, &key::upload(bucket, key, id))?
+            .ok_or(Error::NoSuchUpload)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one request")]
+    fn complete(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        id: &UploadId,
+        chosen: &[PartChoice],
+        etag: String,
+        checksum: Option<Vec<u8>>,
+        condition: &Condition,
+    ) -> Reply {
+        let (begun, upload) = self.need_upload(bucket, key, id)?;
+        let entry = key::object(bucket, key);
+        let old = self.get::<Object>(Space::Objects, &entry)?;
+        check(condition, old.as_ref().map(|(_, o)| o)).map_err(|e| match &old {
+            Some((sequence, _)) if *sequence > begun => Error::Conflict,
+            _ => e,
+        })?;
+        let stored = self.parts_of(id)?;
+        let mut parts = Vec::with_capacity(chosen.len());
+        for choice in chosen {
+            let (sequence, size) = stored
+                .get(&choice.number)
+                .ok_or(Error::InvalidPart { number: choice.number })?;
+            if *sequence != choice.sequence {
+                return Err(Error::InvalidPart { number: choice.number });
+            }
+            parts.push(PartRef {
+                number: choice.number,
+                size: *size,
+            });
+        }
+        let left_out: Vec<u16> = stored
+            .keys()
+            .filter(|n| parts.binary_search_by_key(n, |p| &p.number).is_err())
+            .copied()
+            .collect();
+        if let Some((sequence, old)) = &old {
+            self.free_object(*sequence, old)?;
+        }
+        self.free_parts(begun, id, &left_out, None)?;
+        self.remove(Space::Uploads, key::upload(bucket, key, id));
+        let object = Object {
+            size: parts.iter().map(|p| p.size).sum(),
+            modified: self.core.now(),
+            etag,
+            metadata: upload.metadata,
+            encryption: upload.encryption,
+            checksum,
+            data: Data::Parts(*id, parts),
+            key_extent: upload.key_extent,
+        };
+        let sequence = self.put(Space::Objects, entry, &object);
+        Ok(Some(Committed {
+            modified: object.modified,
+            sequence,
+        }))
+    }
+
+    /// The stored parts of an upload: number to sequence and size.
+    fn parts_of(&self, id: &UploadId) -> Result<BTreeMap<u16, (u64, u64)>> {
+        let mut all = BTreeMap::new();
+        for entry in self.core.index.space(Space::Parts).prefix(id.0) {
+            let (entry, value) = entry.into_inner().map_err(super::io)?;
+            let (sequence, part): (u64, Part) = self.core.index.sealer.open(Space::Parts.name(), &entry, &value)?;
+            let number = key::part_number(&entry).ok_or_else(|| Error::corrupt("a part's key", "index parts"))?;
+            all.insert(number, (sequence, part.stream.size));
+        }
+        Ok(all)
+    }
+
+    fn abort(&mut self, bucket: &str, key: &str, id: &UploadId) -> Reply {
+        let (begun, upload) = self.need_upload(bucket, key, id)?;
+        let numbers: Vec<u16> = self.parts_of(id)?.into_keys().collect();
+        self.free_parts(begun, id, &numbers, upload.key_extent)?;
+        self.remove(Space::Uploads, key::upload(bucket, key, id));
+        self.sequence += 1;
+        Ok(Some(Committed {
+            modified: self.core.now(),
+            sequence: self.sequence,
+        }))
+    }
+}
+
+/// Whether the object that is there allows the write.
+fn check(condition: &Condition, current: Option<&Object>) -> Result<()> {
+    if let Some(wanted) = &condition.if_match {
+        let current = current.ok_or(Error::NoSuchKey)?;
+        if !wanted.matches(&current.etag) {
+            return Err(Error::PreconditionFailed { condition: "If-Match" });
+        }
+    }
+    if let (Some(unwanted), Some(current)) = (&condition.if_none_match, current)
+        && unwanted.matches(&current.etag)
+    {
+        return Err(Error::PreconditionFailed {
+            condition: "If-None-Match",
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,240 @@
+//! What happens to the index and the segments when a store is opened.
+//!
+//! After a clean close the last checkpoint says everything. After a crash, space above the last checkpoint that the index does
+//! not name belongs to uploads that were never acknowledged, and is punched; but only if the index is whole. It is known to be
+//! whole when it ends at or after the highest commit that any extent above the checkpoint names as durable; otherwise opening is
+//! refused, because what looks like garbage would be somebody's data.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use fjall::PersistMode;
+use minicbor::Decode;
+
+use super::commit::meta;
+use super::record::{Data, Extent, Object, Part, Upload};
+use super::{Index, Space, io, record};
+use crate::error::{Error, Result};
+use crate::segment::block::{self, Kind};
+use crate::segment::reclaim::{Freed, punch_file};
+use crate::segment::{self, Checkpoint};
+
+/// What the engine starts from.
+pub struct Recovered {
+    pub boot: u32,
+    pub next_segment: u64,
+    pub live: HashMap<u64, u64>,
+    /// Extents that were freed and perhaps not punched.
+    pub freed: Vec<Freed>,
+    /// Bytes given back because no record names them.
+    pub reclaimed_bytes: u64,
+    /// Whether the last run closed the store.
+    pub clean: bool,
+}
+
+/// Brings segments and index together and counts this opening.
+pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result<Recovered> {
+    let last: u64 = plain_meta(index, meta::SEQUENCE)?.unwrap_or(0);
+    let boot: u32 = plain_meta::<u32>(index, meta::BOOT)?.unwrap_or(0) + 1;
+    let checkpoint = index
+        .get::<Checkpoint>(Space::Meta, meta::CHECKPOINT.as_bytes())?
+        .map(|(_, c)| c)
+        .unwrap_or_default();
+    index.synced.store(last, std::sync::atomic::Ordering::Release);
+
+    let files = segment_files(segments)?;
+    let next_segment = files
+        .last_key_value()
+        .map_or(0, |(id, _)| id + 1)
+        .max(checkpoint.next_segment);
+    let freed = freed(index)?;
+    let clean = checkpoint.live.is_some();
+    let mut recovered = Recovered {
+        boot,
+        next_segment,
+        live: HashMap::new(),
+        freed,
+        reclaimed_bytes: 0,
+        clean,
+    };
+    match &checkpoint.live {
+        Some(live) => recovered.live = live.iter().copied().collect(),
+        None => after_crash(index, segments, blocks, &checkpoint, &files, last, &mut recovered)?,
+    }
+
+    // From here on a crash is one without a clean close.
+    let reopened = Checkpoint {
+        next_segment,
+        unsettled: Vec::new(),
+        live: None,
+    };
+    let key = meta::CHECKPOINT.as_bytes();
+    let sealed = index.sealer.seal(Space::Meta.name(), key, last, &reopened);
+    let mut batch = index.db.batch().durability(Some(PersistMode::SyncData));
+    batch.insert(index.space(Space::Meta), meta::BOOT, record::encode(&boot));
+    batch.insert(index.space(Space::Meta), key, sealed);
+    batch.commit().map_err(io)?;
+    Ok(recovered)
+}
+
+fn plain_meta<T: for<'b> Decode<'b, ()>>(index: &Index, name: &str) -> Result<Option<T>> {
+    index
+        .space(Space::Meta)
+        .get(name)
+        .map_err(io)?
+        .map(|value| minicbor::decode(&value).map_err(|e| Error::corrupt(e.to_string(), format!("index meta {name}"))))
+        .transpose()
+}
+
+fn segment_files(dir: &Path) -> Result<BTreeMap<u64, u64>> {
+    let failed = |e: std::io::Error| Error::io("list", dir, e);
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if let Some(id) = entry.file_name().to_str().and_then(segment::parse_name) {
+            files.insert(id, entry.metadata().map_err(failed)?.len());
+        }
+    }
+    Ok(files)
+}
+
+fn freed(index: &Index) -> Result<Vec<Freed>> {
+    let mut all = Vec::new();
+    for entry in index.space(Space::Freed).iter() {
+        let (key, value) = entry.into_inner().map_err(io)?;
+        let (_, extents): (u64, Vec<Extent>) = index.sealer.open(Space::Freed.name(), &key, &value)?;
+        let at = <[u8; 8]>::try_from(&key[..]).map_err(|_| Error::corrupt("a key", "index freed"))?;
+        all.push(Freed {
+            reader: None,
+            freed: Some(u64::from_be_bytes(at)),
+            shard: None,
+            extents,
+        });
+    }
+    Ok(all)
+}
+
+/// The runs of sectors that records name, by segment and start.
+type Named = HashMap<u64, BTreeMap<u32, u32>>;
+
+fn after_crash(
+    index: &Index,
+    dir: &Path,
+    blocks: &block::Sealer,
+    checkpoint: &Checkpoint,
+    files: &BTreeMap<u64, u64>,
+    last: u64,
+    recovered: &mut Recovered,
+) -> Result<()> {
+    let named = named(index, checkpoint, &mut recovered.live)?;
+    let unsettled: Vec<(u64, u32, u64)> = files
+        .iter()
+        .filter_map(|(id, len)| Some((*id, checkpoint.unsettled_from(*id)?, *len)))
+        .collect();
+    // Every check comes before the first punch.
+    for (id, from, len) in &unsettled {
+        let synced = highest_synced(dir, *id, *from, *len, blocks)?;
+        if synced > last {
+            return Err(Error::Unusable(format!(
+                "the index ends at commit {last}, but segment {id:016x} was written after commit {synced} was durable: the index has \
+                 lost records. Nothing was changed. Put back the index directory as it was, or rebuild it from the segments with \
+                 `strongroom recover`."
+            )));
+        }
+    }
+    let none = BTreeMap::new();
+    for (id, from, len) in unsettled {
+        let runs = named.get(&id).unwrap_or(&none);
+        recovered.reclaimed_bytes += give_back(dir, id, from, len, runs)?;
+    }
+    Ok(())
+}
+
+fn named(index: &Index, checkpoint: &Checkpoint, live: &mut HashMap<u64, u64>) -> Result<Named> {
+    let mut named = Named::new();
+    let mut note = |e: &Extent| {
+        *live.entry(e.segment).or_default() += u64::from(e.sectors);
+        if checkpoint.unsettled_from(e.segment).is_some() {
+            named.entry(e.segment).or_default().insert(e.start, e.sectors);
+        }
+    };
+    each::<Object>(index, Space::Objects, |object| {
+        if let Data::Single(stream) = &object.data {
+            stream.extents().iter().for_each(&mut note);
+        }
+        object.key_extent.iter().for_each(&mut note);
+    })?;
+    each::<Part>(index, Space::Parts, |part| part.stream.extents().iter().for_each(&mut note))?;
+    each::<Upload>(index, Space::Uploads, |upload| {
+        upload.key_extent.iter().for_each(&mut note);
+    })?;
+    Ok(named)
+}
+
+fn each<T: for<'b> Decode<'b, ()>>(index: &Index, space: Space, mut f: impl FnMut(T)) -> Result<()> {
+    for entry in index.space(space).iter() {
+        let (key, value) = entry.into_inner().map_err(io)?;
+        let (_, record) = index.sealer.open(space.name(), &key, &value)?;
+        f(record);
+    }
+    Ok(())
+}
+
+/// The highest commit that an extent at or after `from` names as durable.
+fn highest_synced(dir: &Path, id: u64, from: u32, len: u64, blocks: &block::Sealer) -> Result<u64> {
+    use crate::limits::SECTOR;
+    use std::os::unix::fs::FileExt;
+    let path = segment::path(dir, id);
+    let failed = |e: std::io::Error| Error::io("read", &path, e);
+    let file = std::fs::File::open(&path).map_err(failed)?;
+    let end = (len / SECTOR as u64) as u32;
+    let mut highest = 0;
+    let mut at = from;
+    let mut sectors = vec![0u8; SECTOR * crate::limits::KEY_SECTORS_MAX as usize];
+    while at < end {
+        let want = sectors.len().min((end - at) as usize * SECTOR);
+        file.read_exact_at(&mut sectors[..want], u64::from(at) * SECTOR as u64)
+            .map_err(failed)?;
+        let mut step = 1;
+        if let Some((b, _)) = blocks.open(&sectors[..want])
+            && (b.segment, b.position) == (id, at)
+        {
+            highest = highest.max(b.synced);
+            if b.kind != Kind::Tail {
+                step = b.sectors.max(1);
+            }
+        }
+        at = at.saturating_add(step);
+    }
+    Ok(highest)
+}
+
+/// Punches what no record names at or after `from`, cuts the file behind the last live sector, and says how many bytes that gave.
+fn give_back(dir: &Path, id: u64, from: u32, len: u64, runs: &BTreeMap<u32, u32>) -> Result<u64> {
+    use crate::limits::SECTOR;
+    let path = segment::path(dir, id);
+    let failed = |e: std::io::Error| Error::io("give back space of", &path, e);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).map_err(failed)?;
+    let mut holes = Vec::new();
+    let mut at = from;
+    for (start, sectors) in runs.range(from..) {
+        if *start > at {
+            holes.push((at, start - at));
+        }
+        at = at.max(start + sectors);
+    }
+    let mut bytes = 0;
+    for (start, sectors) in holes {
+        bytes += punch_file(&file, start, sectors).map_err(failed)?;
+    }
+    let end = u64::from(at) * SECTOR as u64;
+    if end < len {
+        bytes += len - end;
+        file.set_len(end).map_err(failed)?;
+    }
+    file.sync_all().map_err(failed)?;
+    if end == 0 {
+        std::fs::remove_file(&path).map_err(failed)?;
+    }
+    Ok(bytes)
+}

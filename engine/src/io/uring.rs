@@ -1,0 +1,149 @@
+//! Segment files over io_uring, through glommio.
+//!
+//! The first file a shard opens on a device must hold data: glommio probes polled I/O with a read, and on an empty file the probe
+//! succeeds where later reads fail. `warm_up` opens the superblock for that.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use glommio::GlommioError;
+use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
+use rustix::fs::FallocateFlags;
+
+use crate::error::{Error, Result};
+use crate::limits::SECTOR;
+
+pub type Buffer = DmaBuffer;
+
+/// A segment file, open on one core.
+pub struct SegmentFile {
+    file: DmaFile,
+    path: PathBuf,
+    /// In a segment that is written: a second descriptor, to reserve space.
+    plain: Option<Arc<File>>,
+}
+
+/// Reads the superblock through the ring before anything else is opened.
+pub async fn warm_up(superblock: &Path) -> Result<()> {
+    let failed = |e| failure("read", superblock, e);
+    let file = DmaFile::open(superblock).await.map_err(failed)?;
+    let read = file.read_at_aligned(0, SECTOR).await.map_err(failed)?;
+    if read.len() != SECTOR {
+        return Err(Error::corrupt("a short superblock", superblock.display().to_string()));
+    }
+    drop(read);
+    file.close().await.map_err(failed)
+}
+
+impl SegmentFile {
+    /// Makes a segment; its name is durable when this returns.
+    pub async fn create(path: &Path) -> Result<SegmentFile> {
+        let file = Self::open_with(path, true).await?;
+        let dir = path.parent().expect("a segment lies in a directory").to_path_buf();
+        glommio::executor()
+            .spawn_blocking(move || crate::datadir::sync_dir(&dir))
+            .await?;
+        Ok(file)
+    }
+
+    pub async fn open(path: &Path) -> Result<SegmentFile> {
+        Self::open_with(path, false).await
+    }
+
+    async fn open_with(path: &Path, create: bool) -> Result<SegmentFile> {
+        let failed = |e| failure(if create { "create" } else { "open" }, path, e);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(create)
+            .create_new(create)
+            .dma_open(path)
+            .await
+            .map_err(failed)?;
+        let plain = if create {
+            let plain = File::options().write(true).open(path);
+            Some(Arc::new(plain.map_err(|e| Error::io("open", path, e))?))
+        } else {
+            None
+        };
+        Ok(SegmentFile {
+            file,
+            path: path.to_path_buf(),
+            plain,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn buffer(&self, bytes: usize) -> Buffer {
+        self.file.alloc_dma_buffer(bytes)
+    }
+
+    /// Writes all of `buffer`, whole sectors, at `sector`.
+    pub async fn write(&self, buffer: Rc<Buffer>, sector: u32) -> Result<()> {
+        assert!(!buffer.is_empty() && buffer.len().is_multiple_of(SECTOR));
+        let len = buffer.len();
+        let wrote = self
+            .file
+            
+            .write_rc_at(buffer, u64::from(sector) * SECTOR as u64)
+            .await
+            .map_err(|e| failure("write", &self.path, e))?;
+        if wrote == len {
+            Ok(())
+        } else {
+            Err(Error::io("write", &self.path, format!("{wrote} of {len} bytes went out")))
+        }
+    }
+
+    /// Reads exactly `sectors` sectors.
+    pub async fn read(&self, sector: u32, sectors: u32) -> Result<ReadResult> {
+        let len = sectors as usize * SECTOR;
+        let read = self
+            .file
+            .read_at_aligned(u64::from(sector) * SECTOR as u64, len)
+            .await
+            .map_err(|e| failure("read", &self.path, e))?;
+        if read.len() == len {
+            Ok(read)
+        } else {
+            Err(Error::corrupt(
+                format!("{} of {len} bytes are there", read.len()),
+                format!("{} sector {sector}", self.path.display()),
+            ))
+        }
+    }
+
+    pub async fn sync(&self) -> Result<()> {
+        self.file.fdatasync().await.map_err(|e| failure("sync", &self.path, e))
+    }
+
+    /// Reserves disk space for the bytes from `from` to `to`.
+    pub async fn allocate(&self, from: u64, to: u64) -> Result<()> {
+        let file = Arc::clone(self.plain.as_ref().expect("space is reserved in segments that are written"));
+        glommio::executor()
+            .spawn_blocking(move || rustix::fs::fallocate(&*file, FallocateFlags::empty(), from, to - from))
+            .await
+            .map_err(|e| match e {
+                rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Error::DiskFull,
+                e => Error::io("reserve space in", &self.path, e),
+            })
+    }
+
+    /// Gives back what lies behind `end`.
+    pub async fn truncate(&self, end: u64) -> Result<()> {
+        self.file.truncate(end).await.map_err(|e| failure("cut", &self.path, e))
+    }
+}
+
+fn failure(op: &'static str, path: &Path, e: GlommioError<()>) -> Error {
+    let e = std::io::Error::from(e);
+    if e.kind() == std::io::ErrorKind::StorageFull || e.kind() == std::io::ErrorKind::QuotaExceeded {
+        Error::DiskFull
+    } else {
+        Error::io(op, path, e)
+    }
+}

@@ -1,0 +1,76 @@
+//! Every bound of the engine in one place, and how they relate.
+
+use std::time::Duration;
+
+/// Direct I/O and every extent work in sectors of this many bytes.
+pub const SECTOR: usize = 4096;
+
+/// DARE packages in a full extent, and the sectors they fill: 128 packages are exactly 2,049 sectors.
+pub const EXTENT_PACKAGES: u64 = 128;
+pub const EXTENT_DATA_SECTORS: u32 = 2049;
+
+/// Objects and parts of at most this many plaintext bytes live in the index, and so cost one sync instead of two.
+pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
+
+/// Largest object of a single PUT, and largest part.
+pub const STREAM_BYTES_MAX: u64 = 5 * 1024 * 1024 * 1024;
+pub const PARTS_MAX: u16 = 10_000;
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Standard headers and user metadata of one object, names and values together.
+pub const METADATA_BYTES_MAX: usize = 16 * 1024;
+/// ETag and checksums of one object.
+pub const FINISH_BYTES_MAX: usize = 1024;
+/// A wrapped object key with its encryption context fills at most this many sectors.
+pub const KEY_SECTORS_MAX: u32 = 4;
+
+/// One direct write. Packages run on from one buffer to the next.
+pub const WRITE_BUFFER_BYTES: usize = 256 * SECTOR;
+/// Writes of one stream under way beside the buffer being filled.
+pub const WRITES_IN_FLIGHT: usize = 2;
+
+/// Packages read at once, and reads of one stream under way ahead of the client.
+pub const READ_PACKAGES: u64 = 8;
+pub const READS_AHEAD: usize = 2;
+
+/// Uploads that may hold a write buffer at once on one shard; further ones wait.
+pub const UPLOADS_PER_SHARD: usize = 96;
+/// Write buffers on one shard beyond the one each upload is sure of.
+pub const SPARE_WRITE_BUFFERS: usize = 64;
+/// How long a request may wait for a slot before it is told to slow down.
+pub const SLOT_WAIT: Duration = Duration::from_secs(30);
+/// Downloads that may be under way at once on one shard.
+pub const DOWNLOADS_PER_SHARD: usize = 1024;
+
+/// A segment takes no new extent past this many sectors (1 GiB).
+pub const SEGMENT_SECTORS_MAX: u32 = 262_144;
+/// Disk space a shard reserves ahead of its writes, at most.
+pub const RESERVE_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
+/// Segment files one shard keeps open.
+pub const OPEN_SEGMENTS_MAX: usize = 256;
+
+/// Requests one durable commit may carry, and those that may wait for it.
+pub const COMMIT_BATCH_MAX: usize = 512;
+pub const COMMIT_QUEUE_MAX: usize = 8192;
+
+/// How often the marks below which space is settled are made durable.
+pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+/// Dead bytes of the index that start a compaction once deleting pauses, and those that start one at once.
+pub const INDEX_DEAD_BYTES_MIN: u64 = 1024 * 1024;
+pub const INDEX_DEAD_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// What a record takes in the index, about.
+pub const INDEX_RECORD_BYTES: u64 = 600;
+
+pub const INDEX_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+pub const INDEX_MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
+pub const INDEX_JOURNAL_BYTES_MAX: u64 = 96 * 1024 * 1024;
+
+/// Entries one listing call returns at most.
+pub const LIST_MAX: usize = 1000;
+
+const _: () = {
+    use crate::dare::header::{PACKAGE, PAYLOAD};
+    assert!(EXTENT_PACKAGES as usize * PACKAGE == EXTENT_DATA_SECTORS as usize * SECTOR);
+    assert!(WRITE_BUFFER_BYTES.is_multiple_of(SECTOR));
+    assert!(INLINE_BYTES_MAX as usize <= PAYLOAD);
+    assert!(SEGMENT_SECTORS_MAX > EXTENT_DATA_SECTORS * 2);
+};

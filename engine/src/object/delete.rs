@@ -1,0 +1,18 @@
+//! Delete: the record first, durably; the space afterwards, once nobody reads it.
+
+use super::Condition;
+use crate::error::Result;
+use crate::index::commit::Op;
+use crate::shard::Shard;
+
+impl Shard {
+    /// Deletes an object; false where there was none.
+    pub async fn delete(&self, bucket: &str, key: &str, condition: &Condition) -> Result<bool> {
+        let op = Op::Delete {
+            bucket: bucket.into(),
+            key: key.into(),
+            condition: condition.clone(),
+        };
+        Ok(self.commit(op).await?.is_some())
+    }
+}

@@ -1,0 +1,91 @@
+//! One core's share of the engine: its writer, its open files, its readers' holds.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::Core;
+use crate::error::{Error, Result};
+use crate::index::commit::{Op, Reply};
+use crate::io::uring;
+use crate::object::Committed;
+use crate::record::{Bucket, BucketEncryption};
+use crate::segment::reader::Files;
+use crate::segment::writer::Writer;
+
+/// The engine on one core. All of its futures stay on this core.
+pub struct Shard {
+    pub(crate) core: Arc<Core>,
+    pub(crate) id: usize,
+    pub(crate) writer: Rc<Writer>,
+    pub(crate) files: Rc<Files>,
+}
+
+impl Shard {
+    pub(crate) async fn open(core: Arc<Core>, id: usize) -> Result<Rc<Shard>> {
+        uring::warm_up(&core.superblock).await?;
+        Ok(Rc::new(Shard {
+            writer: Rc::new(Writer::new(Arc::clone(&core), id)),
+            files: Rc::new(Files::new(Arc::clone(&core))),
+            core,
+            id,
+        }))
+    }
+
+    /// Gives back space reserved ahead. Call it once no request is under way any more.
+    pub async fn close(&self) {
+        self.writer.close().await;
+    }
+
+    pub fn bucket(&self, name: &str) -> Result<Arc<Bucket>> {
+        self.core.index.bucket(name)
+    }
+
+    /// All buckets, by name.
+    pub fn buckets(&self) -> Vec<Arc<Bucket>> {
+        self.core.index.buckets().values().cloned().collect()
+    }
+
+    pub async fn create_bucket(&self, name: &str) -> Result<()> {
+        let op = Op::CreateBucket { name: name.into() };
+        self.commit(op).await.map(|_| ())
+    }
+
+    pub async fn set_bucket_encryption(&self, name: &str, to: Option<BucketEncryption>) -> Result<()> {
+        let name = name.into();
+        self.commit(Op::SetBucketEncryption { name, to }).await.map(|_| ())
+    }
+
+    /// Deletes an empty bucket; uploads still open in it are aborted.
+    pub async fn delete_bucket(&self, name: &str) -> Result<()> {
+        let op = Op::DeleteBucket { name: name.into() };
+        self.commit(op).await.map(|_| ())
+    }
+
+    /// Hands an operation to the committer and waits until it is durable.
+    pub(crate) async fn commit(&self, op: Op) -> Reply {
+        self.core.commit(op)?.await.map_err(|_| Error::Closed)?
+    }
+
+    pub(crate) async fn commit_some(&self, op: Op) -> Result<Committed> {
+        Ok(self.commit(op).await?.expect("this operation always does something"))
+    }
+
+    /// Runs something that may block on a helper thread.
+    pub(crate) async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Core) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let core = Arc::clone(&self.core);
+        glommio::executor().spawn_blocking(move || work(&core)).await
+    }
+}
+
+/// The future's value, or none when it takes longer than `limit`.
+pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    futures_lite::future::or(async { Some(future.await) }, async {
+        glommio::timer::sleep(limit).await;
+        None
+    })
+    .await
+}
