@@ -5,13 +5,14 @@
 //! - There is no fallback: when the named key cannot be used, the answer is an [`Error`].
 //! - Changes of the keystore are durable when the call that makes them returns.
 
-#![cfg_attr(not(test), allow(dead_code))]
+#![allow(dead_code)]
 
 mod ciphertext;
 mod context;
 mod error;
 mod kes;
 mod keystore;
+mod lease;
 mod limits;
 mod name;
 mod random;
@@ -20,16 +21,15 @@ mod seal;
 mod secret;
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kes::stored::Timestamp;
-use keystore::book::{Book, Key, State, Version};
+use keystore::Keystore;
 use keystore::files::Files;
 
 pub use ciphertext::Algorithm;
 pub use context::{Context, canonical as canonical_context};
 pub use error::{Caller, Environment, Error, KeyProblem, Outage, Place};
+pub use lease::{KeyHold, KeyLease};
 pub use root::{Generated, RootKey};
 pub use secret::DataKey;
 
@@ -40,11 +40,11 @@ const PURPOSE_LOCAL: &str = "strongroom local wrap v1";
 const LOCAL_VERSION: u8 = 1;
 
 /// The key service of one data directory, shared by all cores.
+///
+/// Calls that change something wait for the disk, and those that take a key away also for commits under
+/// way: they belong on a thread that may block.
 pub struct Kms {
-    /// What callers read. Taken for writing only to swap in a book that is already on disk.
-    book: RwLock<Book>,
-    /// Held through a whole change, so changes come one after another.
-    files: Mutex<Files>,
+    keystore: Keystore,
     local: secret::Secret32,
 }
 
@@ -68,11 +68,19 @@ pub struct KeyInfo {
 pub enum KeyState {
     Enabled,
     Disabled,
-    /// Destroyed at this moment (Unix milliseconds), unless enabled before.
+    /// Unusable, and destroyed at this moment (Unix milliseconds) unless enabled before.
     PendingDeletion {
         at: u64,
     },
     Destroyed,
+}
+
+/// When to destroy a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deletion {
+    Now,
+    /// Unusable at once, destroyed later; until then the key can be enabled again.
+    After(Duration),
 }
 
 /// A fresh data key: in clear, and sealed for storing beside what it protects.
@@ -82,24 +90,27 @@ pub struct NewDataKey {
     /// The key it is sealed under, and which version of it.
     pub key: String,
     pub version: u32,
+    /// Tells whether that version may still be used: hold it across the commit.
+    pub lease: KeyLease,
+}
+
+/// A data key that was stored, in clear again.
+pub struct OpenedDataKey {
+    pub plaintext: DataKey,
+    /// The version it is sealed under.
+    pub version: u32,
+    /// Tells whether that version may still be used: ask it while data flows.
+    pub lease: KeyLease,
 }
 
 impl Kms {
     /// Opens the keystore in the data directory, or makes one with the default key.
     ///
-    /// The caller holds the data directory's lock.
+    /// A keystore that was sealed stays sealed. The caller holds the data directory's lock.
     pub fn open(dir: &Path, root: RootKey) -> Result<Kms, Error> {
-        let (files, book) = if Self::exists(dir) {
-            Files::open(dir, &root)?
-        } else {
-            let mut book = Book::default();
-            book.keys
-                .insert(DEFAULT_KEY.to_owned(), new_key(1, now_ms(), ""));
-            (Files::create(dir, &root, &book)?, book)
-        };
+        let keystore = Keystore::open(dir, &root, DEFAULT_KEY, now_ms())?;
         Ok(Kms {
-            book: RwLock::new(book),
-            files: Mutex::new(files),
+            keystore,
             local: root.derive(PURPOSE_LOCAL),
         })
     }
@@ -118,44 +129,68 @@ impl Kms {
 
     /// Makes a key. A name in use is an error and changes nothing.
     pub fn create_key(&self, name: &str) -> Result<KeyInfo, Error> {
-        name::check(name)?;
-        let mut files = self.changing();
-        let mut book = self.reading().clone();
-        let next_version = match book.keys.get(name) {
-            Some(key) if key.state != State::Destroyed => {
-                return Err(Caller::KeyExists(name.to_owned()).into());
-            }
-            Some(key) => key.next_version,
-            None if book.keys.len() >= limits::KEYS_MAX => return Err(Caller::KeystoreFull.into()),
-            None => 1,
-        };
-        let key = new_key(next_version, now_ms(), "");
-        let info = info(name, &key);
-        book.keys.insert(name.to_owned(), key);
-        files.replace(&book)?;
-        self.swap_in(book);
-        Ok(info)
+        self.keystore.create(name, now_ms(), "")
     }
 
     /// The keys whose names begin with `prefix`, in byte order, destroyed ones left out.
     pub fn list_keys(&self, prefix: &str) -> Result<Vec<KeyInfo>, Error> {
-        Ok(self
-            .reading()
-            .keys
-            .range(prefix.to_owned()..)
-            .take_while(|(name, _)| name.starts_with(prefix))
-            .filter(|(_, key)| key.state != State::Destroyed)
-            .map(|(name, key)| info(name, key))
-            .collect())
+        self.keystore.list(prefix)
     }
 
     /// What may be told of one key, whatever its state.
     pub fn describe_key(&self, name: &str) -> Result<KeyInfo, Error> {
-        name::check(name)?;
-        match self.reading().keys.get(name) {
-            Some(key) => Ok(info(name, key)),
-            None => Err(Error::key(name, KeyProblem::NotFound)),
+        self.keystore.describe(name)
+    }
+
+    /// Adds a version that new data keys are sealed under; older versions still open theirs.
+    pub fn rotate_key(&self, name: &str) -> Result<KeyInfo, Error> {
+        self.keystore.rotate(name, now_ms(), "")
+    }
+
+    /// Destroys the versions of a key below `keep_from`, once nothing is sealed under them any more. The
+    /// current version always stays.
+    pub fn retire_versions(&self, name: &str, keep_from: u32) -> Result<KeyInfo, Error> {
+        self.keystore.retire(name, keep_from)
+    }
+
+    /// Makes a key unusable until it is enabled again.
+    pub fn disable_key(&self, name: &str) -> Result<KeyInfo, Error> {
+        self.keystore.disable(name)
+    }
+
+    /// Makes a disabled key usable, or takes a deletion back whose time has not come.
+    pub fn enable_key(&self, name: &str) -> Result<KeyInfo, Error> {
+        self.keystore.enable(name)
+    }
+
+    /// Destroys a key, at once or after a waiting period. Nothing sealed under it opens afterwards, and
+    /// no copy of it is left that the present root key opens.
+    pub fn delete_key(&self, name: &str, when: Deletion) -> Result<KeyInfo, Error> {
+        match when {
+            Deletion::Now => self.keystore.destroy(name),
+            Deletion::After(wait) => self.keystore.destroy_after(name, now_ms(), wait),
         }
+    }
+
+    /// Destroys the keys whose waiting period is over; called now and then. Returns their names.
+    pub fn destroy_due_keys(&self) -> Result<Vec<String>, Error> {
+        self.keystore.destroy_due(now_ms())
+    }
+
+    /// Drops every key from memory. Whatever needs one fails with [`Outage::Sealed`] from now on, after a
+    /// restart too, until [`Kms::unseal`].
+    pub fn seal(&self) -> Result<(), Error> {
+        self.keystore.seal()
+    }
+
+    /// Loads the keys again, and lets them load at the next start.
+    pub fn unseal(&self, root: &RootKey) -> Result<(), Error> {
+        self.keystore.unseal(root)
+    }
+
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.keystore.is_sealed()
     }
 
     /// A fresh data key, sealed under the current version of `name` and bound to `context`.
@@ -164,26 +199,40 @@ impl Kms {
         name: &str,
         context: &Context,
     ) -> Result<NewDataKey, Error> {
-        let book = self.reading();
-        let key = usable(&book, name)?;
-        let version = key.current().expect("a usable key has a version");
-        let plaintext = DataKey::random();
-        let ciphertext = ciphertext::seal(
-            &version.material,
-            version.algorithm,
-            plaintext.expose(),
-            &context.canonical(),
-        );
-        Ok(NewDataKey {
-            plaintext,
-            ciphertext,
-            key: name.to_owned(),
-            version: version.number,
+        self.keystore.with_key(name, |held| {
+            let plaintext = DataKey::random();
+            let (ciphertext, version) = held.seal(plaintext.expose(), &context.canonical());
+            Ok(NewDataKey {
+                plaintext,
+                ciphertext,
+                key: name.to_owned(),
+                version,
+                lease: held.lease(version),
+            })
         })
     }
 
     /// Opens a data key that `version` of `name` sealed for `context`. Version 0 stands for unknown:
     /// all of them are tried, newest first.
+    pub async fn open_data_key(
+        &self,
+        name: &str,
+        version: u32,
+        ciphertext: &[u8],
+        context: &Context,
+    ) -> Result<OpenedDataKey, Error> {
+        self.keystore.with_key(name, |held| {
+            let (plaintext, version) =
+                held.open_data_key(version, ciphertext, &context.canonical())?;
+            Ok(OpenedDataKey {
+                plaintext,
+                version,
+                lease: held.lease(version),
+            })
+        })
+    }
+
+    /// As [`Kms::open_data_key`], for callers that are done with the key at once.
     pub async fn decrypt_data_key(
         &self,
         name: &str,
@@ -191,26 +240,10 @@ impl Kms {
         ciphertext: &[u8],
         context: &Context,
     ) -> Result<DataKey, Error> {
-        let book = self.reading();
-        let key = usable(&book, name)?;
-        let not_authentic = || Error::Corrupt(Place::DataKey(name.to_owned()));
-        let parsed = ciphertext::parse(ciphertext).ok_or_else(not_authentic)?;
-        let canonical = context.canonical();
-        let mut candidates = key
-            .versions
-            .iter()
-            .rev()
-            .filter(|held| version == 0 || held.number == version)
-            .peekable();
-        if candidates.peek().is_none() {
-            return Err(Error::key(name, KeyProblem::Destroyed));
-        }
-        candidates
-            .find_map(|held| {
-                ciphertext::open_parsed(&held.material, held.algorithm, &parsed, &canonical)
-            })
-            .and_then(|plain| DataKey::from_slice(&plain))
-            .ok_or_else(not_authentic)
+        let opened = self
+            .open_data_key(name, version, ciphertext, context)
+            .await?;
+        Ok(opened.plaintext)
     }
 
     /// Wraps a secret of this server's own under the local root key, bound to `label`.
@@ -228,69 +261,6 @@ impl Kms {
             .and_then(|sealed| seal::open(&self.local, label, sealed))
             .and_then(|plain| DataKey::from_slice(&plain))
             .ok_or(Error::Corrupt(Place::LocalWrap))
-    }
-
-    // A panic while a lock is held cannot leave a book half changed: books are swapped whole.
-
-    fn reading(&self) -> RwLockReadGuard<'_, Book> {
-        self.book.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn changing(&self) -> MutexGuard<'_, Files> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn swap_in(&self, book: Book) {
-        *self.book.write().unwrap_or_else(PoisonError::into_inner) = book;
-    }
-}
-
-fn new_key(number: u32, now: u64, created_by: &str) -> Key {
-    let created_at = Timestamp::from_millis(now);
-    Key {
-        state: State::Enabled,
-        created_at,
-        next_version: number + 1,
-        versions: vec![Version {
-            number,
-            algorithm: Algorithm::Aes256,
-            material: secret::Secret32::random(),
-            hmac: Some(secret::Secret32::random()),
-            created_at,
-            created_by: created_by.to_owned(),
-        }],
-    }
-}
-
-fn usable<'a>(book: &'a Book, name: &str) -> Result<&'a Key, Error> {
-    name::check(name)?;
-    let key = book
-        .keys
-        .get(name)
-        .ok_or_else(|| Error::key(name, KeyProblem::NotFound))?;
-    let problem = match key.state {
-        State::Enabled => return Ok(key),
-        State::Disabled => KeyProblem::Disabled,
-        State::PendingDeletion { .. } => KeyProblem::PendingDeletion,
-        State::Destroyed => KeyProblem::Destroyed,
-    };
-    Err(Error::key(name, problem))
-}
-
-fn info(name: &str, key: &Key) -> KeyInfo {
-    let current = key.current();
-    KeyInfo {
-        name: name.to_owned(),
-        version: current.map_or(0, |version| version.number),
-        versions: u32::try_from(key.versions.len()).expect("bounded"),
-        state: match key.state {
-            State::Enabled => KeyState::Enabled,
-            State::Disabled => KeyState::Disabled,
-            State::PendingDeletion { at } => KeyState::PendingDeletion { at },
-            State::Destroyed => KeyState::Destroyed,
-        },
-        created_at: key.created_at.millis(),
-        algorithm: current.map_or(Algorithm::Aes256, |version| version.algorithm),
     }
 }
 
@@ -480,7 +450,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let kms = Kms::open(dir.path(), RootKey::generate()).ok().unwrap();
         kms.create_key("canary-name").unwrap();
-        let book = kms.reading();
+        let book = kms.keystore.copy().ok().unwrap();
         for entry in std::fs::read_dir(dir.path().join("keystore")).unwrap() {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();
             let holds = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
@@ -489,5 +459,224 @@ mod tests {
                 assert!(!holds(key.versions[0].material.expose()));
             }
         }
+    }
+
+    fn problem<T>(result: Result<T, Error>) -> Option<KeyProblem> {
+        match result {
+            Ok(_) => None,
+            Err(Error::KeyState { problem, .. }) => Some(problem),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn disable_and_enable() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RootKey::generate();
+        let kms = Kms::open(dir.path(), root.clone()).ok().unwrap();
+        kms.create_key("k").unwrap();
+        let made = now(kms.generate_data_key("k", &context("a"))).ok().unwrap();
+        let open = |kms: &Kms| now(kms.open_data_key("k", 1, &made.ciphertext, &context("a")));
+        let lease = open(&kms).ok().unwrap().lease;
+
+        assert_eq!(kms.disable_key("k").unwrap().state, KeyState::Disabled);
+        for got in [
+            problem(open(&kms)),
+            problem(now(kms.generate_data_key("k", &context("a")))),
+            problem(lease.check()),
+            problem(made.lease.hold()),
+            problem(kms.rotate_key("k")),
+        ] {
+            assert_eq!(got, Some(KeyProblem::Disabled));
+        }
+        assert!(kms.create_key("k").is_err());
+        assert!(now(kms.generate_data_key(DEFAULT_KEY, &context("a"))).is_ok());
+        drop(kms);
+        let kms = Kms::open(dir.path(), root).ok().unwrap();
+        assert_eq!(problem(open(&kms)), Some(KeyProblem::Disabled));
+        assert_eq!(kms.enable_key("k").unwrap().state, KeyState::Enabled);
+        assert!(open(&kms).ok().unwrap().plaintext == made.plaintext);
+    }
+
+    #[test]
+    fn rotate_keeps_older_versions() {
+        let dir = tempfile::tempdir().unwrap();
+        let kms = Kms::open(dir.path(), RootKey::generate()).ok().unwrap();
+        kms.create_key("k").unwrap();
+        let first = now(kms.generate_data_key("k", &context("a"))).ok().unwrap();
+        let info = kms.rotate_key("k").unwrap();
+        assert_eq!((info.version, info.versions), (2, 2));
+        let second = now(kms.generate_data_key("k", &context("a"))).ok().unwrap();
+        assert_eq!(second.version, 2);
+        for made in [&first, &second] {
+            for version in [0, made.version] {
+                let open = now(kms.open_data_key("k", version, &made.ciphertext, &context("a")));
+                let open = open.ok().unwrap();
+                assert!(open.plaintext == made.plaintext);
+                assert_eq!(open.version, made.version);
+            }
+            let other = 3 - made.version;
+            assert!(now(kms.open_data_key("k", other, &made.ciphertext, &context("a"))).is_err());
+        }
+
+        assert_eq!(kms.retire_versions("k", 9).unwrap().versions, 1);
+        assert_eq!(problem(first.lease.check()), Some(KeyProblem::Destroyed));
+        assert_eq!(problem(second.lease.check()), None);
+        assert_eq!(
+            problem(now(kms.open_data_key(
+                "k",
+                1,
+                &first.ciphertext,
+                &context("a")
+            ))),
+            Some(KeyProblem::Destroyed)
+        );
+        assert!(now(kms.open_data_key("k", 2, &second.ciphertext, &context("a"))).is_ok());
+    }
+
+    #[test]
+    fn a_deleted_key_is_gone_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RootKey::generate();
+        let kms = Kms::open(dir.path(), root.clone()).ok().unwrap();
+        kms.create_key("k").unwrap();
+        kms.create_key("other").unwrap();
+        let made = now(kms.generate_data_key("k", &context("a"))).ok().unwrap();
+        let other = now(kms.generate_data_key("other", &context("a")))
+            .ok()
+            .unwrap();
+        let keys = dir.path().join("keystore/keys");
+        let before = std::fs::read(&keys).unwrap();
+
+        assert_eq!(
+            kms.delete_key("k", Deletion::Now).unwrap().state,
+            KeyState::Destroyed
+        );
+        assert_eq!(problem(made.lease.check()), Some(KeyProblem::Destroyed));
+        assert!(other.lease.check().is_ok());
+        for again in [
+            kms.delete_key("k", Deletion::Now),
+            kms.enable_key("k"),
+            kms.disable_key("k"),
+            kms.rotate_key("k"),
+        ] {
+            assert_eq!(problem(again), Some(KeyProblem::Destroyed));
+        }
+        assert!(!kms.list_keys("").unwrap().iter().any(|key| key.name == "k"));
+        assert_eq!(kms.describe_key("k").unwrap().state, KeyState::Destroyed);
+
+        // The same name again is another key, and says so of what the first one sealed.
+        assert_eq!(kms.create_key("k").unwrap().version, 2);
+        assert_eq!(
+            problem(now(kms.open_data_key(
+                "k",
+                1,
+                &made.ciphertext,
+                &context("a")
+            ))),
+            Some(KeyProblem::Destroyed)
+        );
+        assert!(now(kms.open_data_key("k", 0, &made.ciphertext, &context("a"))).is_err());
+        assert_eq!(problem(made.lease.check()), Some(KeyProblem::Destroyed));
+        drop(kms);
+
+        let kms = Kms::open(dir.path(), root.clone()).ok().unwrap();
+        assert!(now(kms.open_data_key("other", 1, &other.ciphertext, &context("a"))).is_ok());
+        drop(kms);
+        std::fs::write(&keys, before).unwrap();
+        assert!(matches!(
+            Kms::open(dir.path(), root),
+            Err(Error::Corrupt(Place::Keystore(_)))
+        ));
+    }
+
+    #[test]
+    fn a_waiting_period() {
+        let dir = tempfile::tempdir().unwrap();
+        let kms = Kms::open(dir.path(), RootKey::generate()).ok().unwrap();
+        kms.create_key("k").unwrap();
+        let made = now(kms.generate_data_key("k", &context("a"))).ok().unwrap();
+        let open = || now(kms.open_data_key("k", 1, &made.ciphertext, &context("a")));
+        let hour = Deletion::After(Duration::from_secs(3600));
+        let info = kms.delete_key("k", hour).unwrap();
+        let KeyState::PendingDeletion { at } = info.state else {
+            panic!()
+        };
+        assert_eq!(problem(open()), Some(KeyProblem::PendingDeletion));
+        assert_eq!(
+            problem(made.lease.check()),
+            Some(KeyProblem::PendingDeletion)
+        );
+        assert!(kms.destroy_due_keys().unwrap().is_empty());
+        assert!(kms.keystore.destroy_due(at - 1).unwrap().is_empty());
+        kms.enable_key("k").unwrap();
+        assert!(kms.keystore.destroy_due(at).unwrap().is_empty());
+        assert!(open().is_ok());
+        assert!(made.lease.check().is_ok());
+        kms.delete_key("k", hour).unwrap();
+        assert_eq!(kms.keystore.destroy_due(u64::MAX).unwrap(), ["k"]);
+        assert_eq!(problem(open()), Some(KeyProblem::Destroyed));
+    }
+
+    #[test]
+    fn a_seal_outlives_a_restart_and_needs_the_root_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RootKey::generate();
+        let kms = Kms::open(dir.path(), root.clone()).ok().unwrap();
+        let made = now(kms.generate_data_key(DEFAULT_KEY, &context("a")))
+            .ok()
+            .unwrap();
+        let wrapped = kms.wrap_local(b"store", &[3; 32]);
+        kms.seal().unwrap();
+        kms.seal().unwrap();
+        let sealed = |kms: &Kms| {
+            assert!(kms.is_sealed());
+            for outcome in [
+                now(kms.generate_data_key(DEFAULT_KEY, &context("a"))).map(drop),
+                now(kms.open_data_key(DEFAULT_KEY, 1, &made.ciphertext, &context("a"))).map(drop),
+                made.lease.check(),
+                kms.create_key("new").map(drop),
+                kms.list_keys("").map(drop),
+                kms.delete_key(DEFAULT_KEY, Deletion::Now).map(drop),
+            ] {
+                assert!(matches!(outcome, Err(Error::Outage(Outage::Sealed))));
+            }
+            // What lists objects is not under the seal.
+            assert!(kms.unwrap_local(b"store", &wrapped).is_ok());
+        };
+        sealed(&kms);
+        drop(kms);
+        assert!(matches!(
+            Kms::open(dir.path(), RootKey::generate()),
+            Err(Error::Environment(Environment::WrongRootKey))
+        ));
+        let kms = Kms::open(dir.path(), root.clone()).ok().unwrap();
+        sealed(&kms);
+        assert!(matches!(
+            kms.unseal(&RootKey::generate()),
+            Err(Error::Environment(Environment::WrongRootKey))
+        ));
+        sealed(&kms);
+        kms.unseal(&root).unwrap();
+        kms.unseal(&root).unwrap();
+        assert!(kms.unseal(&RootKey::generate()).is_err());
+        for kms in [&kms, &Kms::open(dir.path(), root).ok().unwrap()] {
+            let open = now(kms.open_data_key(DEFAULT_KEY, 1, &made.ciphertext, &context("a")));
+            assert!(open.ok().unwrap().plaintext == made.plaintext);
+        }
+    }
+
+    #[test]
+    fn leases_come_back_with_the_unsealing() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RootKey::generate();
+        let kms = Kms::open(dir.path(), root.clone()).ok().unwrap();
+        let made = now(kms.generate_data_key(DEFAULT_KEY, &context("a")))
+            .ok()
+            .unwrap();
+        kms.seal().unwrap();
+        assert!(made.lease.hold().is_err());
+        kms.unseal(&root).unwrap();
+        assert!(made.lease.hold().is_ok());
     }
 }

@@ -12,6 +12,7 @@ use minicbor::decode::Error as DecodeError;
 use minicbor::{Decoder, Encoder};
 use zeroize::Zeroizing;
 
+use crate::KeyState as State;
 use crate::ciphertext::Algorithm;
 use crate::kes::stored::Timestamp;
 use crate::limits::{
@@ -50,18 +51,6 @@ pub(crate) struct Version {
     pub(crate) hmac: Option<Secret32>,
     pub(crate) created_at: Timestamp,
     pub(crate) created_by: String,
-}
-
-/// Whether a key may be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
-    Enabled,
-    Disabled,
-    /// Unusable, and destroyed at this moment (Unix milliseconds).
-    PendingDeletion {
-        at: u64,
-    },
-    Destroyed,
 }
 
 impl Key {

@@ -9,6 +9,7 @@
 //!   new `keys` renamed in and synced, then the old slot is zeroed and synced. Whatever old copies of
 //!   `keys` remain in free blocks or old inodes then open with nothing that this root key opens.
 //! - A start finishes what a crash left: it removes the unfinished file and zeroes the slot not in use.
+//! - An empty file `sealed` marks a keystore that has to stay closed over a restart.
 //! - The directory itself is made whole under another name and renamed in, so a directory without one of
 //!   its files is damage, never a first start.
 //!
@@ -34,6 +35,7 @@ pub(crate) const DIRECTORY: &str = "keystore";
 const KEYS: &str = "keys";
 const KEYS_NEW: &str = "keys.new";
 const FILE_KEY: &str = "file-key";
+const SEALED: &str = "sealed";
 
 const KEYS_MAGIC: &[u8; 8] = b"SRKEYS01";
 const SLOT_MAGIC: &[u8; 8] = b"SRFKEY01";
@@ -154,24 +156,7 @@ impl Files {
     pub(crate) fn open(data_dir: &Path, root: &RootKey) -> Result<(Files, Book), Error> {
         let directory = data_dir.join(DIRECTORY);
         let root = RootKeys::new(root);
-
-        let path = directory.join(FILE_KEY);
-        let bytes = read_bounded(&path, SLOTS * SLOT)
-            .map_err(|e| missing_is_damage(&path, e, Place::FileKey))?;
-        let slots: Vec<Slot> = bytes
-            .chunks(SLOT)
-            .map(|slot| Slot::open(slot, &root))
-            .collect();
-        if bytes.len() != SLOTS * SLOT
-            || !slots.iter().any(|slot| matches!(slot, Slot::Open { .. }))
-        {
-            let other_root = slots.iter().any(|slot| matches!(slot, Slot::OtherRoot));
-            return Err(if other_root {
-                Environment::WrongRootKey.into()
-            } else {
-                Error::Corrupt(Place::FileKey(path))
-            });
-        }
+        let slots = open_slots(&directory, &root)?;
 
         let path = directory.join(KEYS);
         let bytes = read_bounded(&path, KEYSTORE_BYTES_MAX)
@@ -214,6 +199,55 @@ impl Files {
             .finish()
             .map_err(|e| Error::io("cannot tidy the keystore", &files.directory, e))?;
         Ok((files, book))
+    }
+
+    /// Whether `root` opens the keystore's file key; the keys stay sealed.
+    pub(crate) fn check_root(data_dir: &Path, root: &RootKey) -> Result<(), Error> {
+        open_slots(&data_dir.join(DIRECTORY), &RootKeys::new(root)).map(drop)
+    }
+
+    /// Whether the keystore was left sealed.
+    pub(crate) fn is_sealed(data_dir: &Path) -> Result<bool, Error> {
+        let path = data_dir.join(DIRECTORY).join(SEALED);
+        match path.symlink_metadata() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io("cannot read", &path, error)),
+        }
+    }
+
+    /// Leaves the mark of a sealed keystore; durable when this returns.
+    pub(crate) fn mark_sealed(data_dir: &Path) -> Result<(), Error> {
+        let directory = data_dir.join(DIRECTORY);
+        let path = directory.join(SEALED);
+        (|| {
+            match create_new(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            sync_directory(&directory)
+        })()
+        .map_err(|e| {
+            Error::io(
+                "sealed until the next start only, for there is no writing",
+                &path,
+                e,
+            )
+        })
+    }
+
+    /// Takes the mark away; durable when this returns.
+    pub(crate) fn unmark_sealed(data_dir: &Path) -> Result<(), Error> {
+        let directory = data_dir.join(DIRECTORY);
+        let path = directory.join(SEALED);
+        (|| {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            sync_directory(&directory)
+        })()
+        .map_err(|e| Error::io("cannot unseal: cannot remove", &path, e))
     }
 
     /// Replaces the keys under the present file key; durable when this returns.
@@ -400,6 +434,25 @@ impl Slot {
     }
 }
 
+/// Reads both slots; at least one of them is open.
+fn open_slots(directory: &Path, root: &RootKeys) -> Result<Vec<Slot>, Error> {
+    let path = directory.join(FILE_KEY);
+    let bytes = read_bounded(&path, SLOTS * SLOT)
+        .map_err(|e| missing_is_damage(&path, e, Place::FileKey))?;
+    let slots: Vec<Slot> = bytes
+        .chunks(SLOT)
+        .map(|slot| Slot::open(slot, root))
+        .collect();
+    let open = |slot: &Slot| matches!(slot, Slot::Open { .. });
+    if bytes.len() == SLOTS * SLOT && slots.iter().any(open) {
+        return Ok(slots);
+    }
+    if slots.iter().any(|slot| matches!(slot, Slot::OtherRoot)) {
+        return Err(Environment::WrongRootKey.into());
+    }
+    Err(Error::Corrupt(Place::FileKey(path)))
+}
+
 fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
@@ -437,7 +490,8 @@ fn missing_is_damage(path: &Path, error: io::Error, place: fn(PathBuf) -> Place)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keystore::book::{State, tests::key};
+    use crate::KeyState as State;
+    use crate::keystore::book::tests::key;
 
     fn book(keys: &[&str]) -> Book {
         let mut book = Book::default();

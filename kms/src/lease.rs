@@ -1,0 +1,209 @@
+//! Leases: whether the key that something was sealed under may still be used, asked by one atomic load.
+//!
+//! A data key outlives the call that made it: an upload holds it for minutes, a download too. Its lease
+//! says at any moment whether the version above it still stands, and a [`KeyHold`] makes sure of it across
+//! a commit: whoever takes a key away waits until no hold on it is left, so nothing is committed under a
+//! key after the call that took it away has returned.
+//!
+//! Version numbers of a name are never used twice, so a destroyed version stays destroyed whatever is
+//! made under its name later.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, KeyProblem, Outage};
+
+/// The standing of the key version that a data key is sealed under.
+#[derive(Clone)]
+pub struct KeyLease(Arc<Cell>);
+
+/// While this lives, the version it was taken on is not taken away.
+pub struct KeyHold(Arc<Cell>);
+
+/// Whether a version may be used now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Standing {
+    Good,
+    Disabled,
+    PendingDeletion,
+    Destroyed,
+    Sealed,
+}
+
+struct Cell {
+    name: String,
+    standing: AtomicU8,
+    holds: AtomicUsize,
+}
+
+/// How long to look away between two looks at the holds; a commit takes milliseconds.
+const WAIT_STEP: Duration = Duration::from_millis(1);
+const WAIT_WARN: Duration = Duration::from_secs(5);
+
+impl KeyLease {
+    /// Whether the key may still be used; if not, why.
+    pub fn check(&self) -> Result<(), Error> {
+        let problem = match self.0.standing() {
+            Standing::Good => return Ok(()),
+            Standing::Disabled => KeyProblem::Disabled,
+            Standing::PendingDeletion => KeyProblem::PendingDeletion,
+            Standing::Destroyed => KeyProblem::Destroyed,
+            Standing::Sealed => return Err(Outage::Sealed.into()),
+        };
+        Err(Error::key(&self.0.name, problem))
+    }
+
+    /// Keeps the key from being taken away for as long as the hold lives: from before a commit until
+    /// its outcome is known.
+    pub fn hold(&self) -> Result<KeyHold, Error> {
+        // Counted first, asked second. Whoever takes the key away changes the standing first and looks
+        // at the count second, so one of the two sees the other.
+        self.0.holds.fetch_add(1, Ordering::SeqCst);
+        let hold = KeyHold(Arc::clone(&self.0));
+        self.check()?;
+        Ok(hold)
+    }
+}
+
+impl Drop for KeyHold {
+    fn drop(&mut self) {
+        self.0.holds.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Cell {
+    fn standing(&self) -> Standing {
+        match self.standing.load(Ordering::SeqCst) {
+            0 => Standing::Good,
+            1 => Standing::Disabled,
+            2 => Standing::PendingDeletion,
+            3 => Standing::Destroyed,
+            _ => Standing::Sealed,
+        }
+    }
+}
+
+/// The standing of every version that a lease was ever asked for.
+#[derive(Default)]
+pub(crate) struct Leases {
+    cells: Mutex<HashMap<(String, u32), Arc<Cell>>>,
+}
+
+impl Leases {
+    /// A lease on a version that is good now; the caller keeps it from changing meanwhile.
+    pub(crate) fn lease(&self, name: &str, version: u32) -> KeyLease {
+        let cell = self
+            .cells()
+            .entry((name.to_owned(), version))
+            .or_insert_with(|| {
+                Arc::new(Cell {
+                    name: name.to_owned(),
+                    standing: AtomicU8::new(Standing::Good as u8),
+                    holds: AtomicUsize::new(0),
+                })
+            })
+            .clone();
+        KeyLease(cell)
+    }
+
+    /// Sets the standing of every version by `now`, and returns once no hold is left on a version that
+    /// has lost its good one.
+    pub(crate) fn follow(&self, now: impl Fn(&str, u32) -> Standing) {
+        let mut lost = Vec::new();
+        self.cells().retain(|(name, version), cell| {
+            let standing = now(name, *version);
+            cell.standing.store(standing as u8, Ordering::SeqCst);
+            if standing != Standing::Good {
+                lost.push(Arc::clone(cell));
+            }
+            standing != Standing::Destroyed
+        });
+        let mut warn = Instant::now() + WAIT_WARN;
+        for cell in lost {
+            while cell.holds.load(Ordering::SeqCst) > 0 {
+                if Instant::now() >= warn {
+                    tracing::warn!(key = cell.name, "still waiting for commits under this key");
+                    warn = Instant::now() + WAIT_WARN;
+                }
+                std::thread::sleep(WAIT_STEP);
+            }
+        }
+    }
+
+    fn cells(&self) -> MutexGuard<'_, HashMap<(String, u32), Arc<Cell>>> {
+        self.cells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn a_lease_follows_its_version() {
+        let leases = Leases::default();
+        let (one, two) = (leases.lease("k", 1), leases.lease("k", 2));
+        assert!(one.check().is_ok() && two.check().is_ok());
+        let cases = [
+            (Standing::Disabled, Some(KeyProblem::Disabled)),
+            (Standing::PendingDeletion, Some(KeyProblem::PendingDeletion)),
+            (Standing::Good, None),
+            (Standing::Destroyed, Some(KeyProblem::Destroyed)),
+            // Destroyed once is destroyed for ever.
+            (Standing::Good, Some(KeyProblem::Destroyed)),
+        ];
+        for (standing, want) in cases {
+            leases.follow(|_, version| {
+                if version == 1 {
+                    standing
+                } else {
+                    Standing::Good
+                }
+            });
+            let got = match one.check() {
+                Ok(()) => None,
+                Err(Error::KeyState { problem, .. }) => Some(problem),
+                Err(_) => panic!(),
+            };
+            assert_eq!(got, want, "{standing:?}");
+            assert_eq!(one.hold().is_ok(), want.is_none());
+            assert!(two.check().is_ok());
+        }
+        leases.follow(|_, _| Standing::Sealed);
+        assert!(matches!(two.check(), Err(Error::Outage(Outage::Sealed))));
+    }
+
+    #[test]
+    fn who_takes_a_key_away_waits_for_holds() {
+        let leases = Arc::new(Leases::default());
+        let lease = leases.lease("k", 1);
+        let other = leases.lease("other", 1);
+        let hold = lease.hold().ok().unwrap();
+        // A hold on a key that stays does not matter.
+        let _other = other.hold().ok().unwrap();
+        let gone = Arc::new(AtomicBool::new(false));
+        let taker = std::thread::spawn({
+            let (leases, gone) = (Arc::clone(&leases), Arc::clone(&gone));
+            move || {
+                leases.follow(|name, _| match name {
+                    "k" => Standing::Disabled,
+                    _ => Standing::Good,
+                });
+                gone.store(true, Ordering::SeqCst);
+            }
+        });
+        while lease.check().is_ok() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!gone.load(Ordering::SeqCst));
+        assert!(lease.hold().is_err());
+        drop(hold);
+        taker.join().unwrap();
+        assert!(gone.load(Ordering::SeqCst));
+    }
+}
