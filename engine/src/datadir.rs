@@ -51,7 +51,9 @@ impl DataDir {
     /// Makes the directory where it is missing and takes its lock.
     pub fn lock(path: &Path) -> Result<DataDir> {
         std::fs::create_dir_all(path).map_err(|e| Error::io("create", path, e))?;
-        let path = path.canonicalize().map_err(|e| Error::io("open", path, e))?;
+        let path = path
+            .canonicalize()
+            .map_err(|e| Error::io("open", path, e))?;
         let lock_path = path.join("lock");
         let lock = File::options()
             .create(true)
@@ -181,7 +183,10 @@ mod tests {
         assert_eq!(held.superblock().unwrap(), None);
         held.create([7; 16], b"wrapped").unwrap();
         let read = held.superblock().unwrap().unwrap();
-        assert_eq!((read.store_id, &read.wrapped_store_key[..]), ([7; 16], &b"wrapped"[..]));
+        assert_eq!(
+            (read.store_id, &read.wrapped_store_key[..]),
+            ([7; 16], &b"wrapped"[..])
+        );
         let second = DataDir::lock(&dir.path().join("new")).unwrap_err();
         assert!(second.to_string().contains("in use"), "{second}");
         drop(held);

@@ -45,15 +45,23 @@ impl Core {
 
     /// Looks a record up and holds it, so that nothing it names is punched. `look` runs under the shard's lock: whoever
     /// frees a record takes the same lock after its commit, and so finds every holder that could have seen the record.
-    pub fn hold<T>(&self, shard: usize, look: impl FnOnce() -> Result<(u64, T)>) -> Result<(u64, T)> {
-        let mut held = self.readers[shard].lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn hold<T>(
+        &self,
+        shard: usize,
+        look: impl FnOnce() -> Result<(u64, T)>,
+    ) -> Result<(u64, T)> {
+        let mut held = self.readers[shard]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (sequence, found) = look()?;
         *held.entry(sequence).or_default() += 1;
         Ok((sequence, found))
     }
 
     pub fn release(&self, shard: usize, sequence: u64) {
-        let mut held = self.readers[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.readers[shard]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(n) = held.get_mut(&sequence) {
             *n -= 1;
             if *n == 0 {
@@ -63,15 +71,20 @@ impl Core {
     }
 
     pub fn is_read(&self, sequence: u64) -> bool {
-        self.readers
-            .iter()
-            .any(|r| r.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&sequence))
+        self.readers.iter().any(|r| {
+            r.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains_key(&sequence)
+        })
     }
 
     /// Hands a request to the committer; the answer comes once it is durable.
     pub fn commit(&self, op: Op) -> Result<oneshot::Receiver<Reply>> {
         let (reply, answer) = oneshot::channel();
-        match self.commits.try_send(Request { op, reply: Some(reply) }) {
+        match self.commits.try_send(Request {
+            op,
+            reply: Some(reply),
+        }) {
             Ok(()) => Ok(answer),
             Err(TrySendError::Full(_)) => Err(Error::Overloaded {
                 what: "the commit queue is full",
@@ -83,7 +96,12 @@ impl Core {
     /// For the reclaimer's thread: waits, and says whether it was done.
     pub fn commit_and_wait(&self, op: Op) -> bool {
         let (reply, answer) = oneshot::channel();
-        self.commits.send(Request { op, reply: Some(reply) }).is_ok()
+        self.commits
+            .send(Request {
+                op,
+                reply: Some(reply),
+            })
+            .is_ok()
             && matches!(futures_lite::future::block_on(answer), Ok(Ok(_)))
     }
 
@@ -122,6 +140,15 @@ pub struct Opening {
     pub clean: bool,
     /// Bytes given back that belonged to uploads never acknowledged.
     pub reclaimed_bytes: u64,
+}
+
+/// Space a store takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Extents that records name.
+    pub live: u64,
+    /// Tables, values and journal of the index.
+    pub index: u64,
 }
 
 impl Engine {
@@ -189,12 +216,28 @@ impl Engine {
         self.opening
     }
 
+    pub fn usage(&self) -> Result<Usage> {
+        Ok(Usage {
+            live: self.core.segments.live_sectors() * limits::SECTOR as u64,
+            index: self.core.index.disk_bytes()?,
+        })
+    }
+
     /// What a core needs to open its shard, inside its own executor.
     pub fn shard(&self, id: usize) -> ShardSeed {
         ShardSeed {
             core: Arc::clone(&self.core),
             id,
         }
+    }
+
+    /// Ends the engine's threads and leaves everything else as a crash would: for tests of what the next start finds.
+    #[doc(hidden)]
+    pub fn abandon(self) {
+        self.core.commit_and_forget(Op::Abandon);
+        let _ = self.committer.join();
+        self.core.reclaim(Message::Close);
+        let _ = self.reclaimer.join();
     }
 
     /// Closes the store once all shards are gone: what was freed is punched, and the last checkpoint written.

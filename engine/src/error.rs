@@ -30,7 +30,11 @@ pub enum Error {
     WrongLength { expected: u64, got: u64 },
     /// A limit of the engine; the text says which.
     #[error("{what} is too large: {got} of at most {max}")]
-    TooLarge { what: &'static str, got: u64, max: u64 },
+    TooLarge {
+        what: &'static str,
+        got: u64,
+        max: u64,
+    },
 
     // The machine cannot do it now.
     /// Pools are empty and stayed so for the time a request may wait.

@@ -3,10 +3,10 @@
 //! An [`Engine`] is an open store; each core opens its own [`Shard`] of it inside its glommio executor. A [`PutStream`] seals what it
 //! is given into direct writes; a [`GetStream`] hands out verified plaintext. `FORMAT.md` beside this crate has every byte on disk.
 
-pub mod secret;
-pub mod simd;
 pub mod dare;
 pub mod hierarchy;
+pub mod secret;
+pub mod simd;
 
 mod datadir;
 mod engine;
@@ -19,13 +19,14 @@ mod segment;
 mod shard;
 
 pub use datadir::{DataDir, Superblock};
-pub use engine::{Engine, EngineOptions, Opening, ShardSeed};
+pub use engine::{Engine, EngineOptions, Opening, ShardSeed, Usage};
 pub use error::{Error, Result};
 pub use index::record;
 pub use limits::{KEY_BYTES_MAX, PARTS_MAX, STREAM_BYTES_MAX};
 pub use object::{
-    Committed, Completion, Condition, EtagMatch, Finish, Found, GetStream, ListEntry, ListPage, ListQuery, NewUpload,
-    PartChoice, PartEntry, PutStream, Target, UploadEntry, UploadPage, UploadQuery,
+    Committed, Completion, Condition, EtagMatch, Finish, Found, GetStream, ListEntry, ListPage,
+    ListQuery, NewUpload, PartChoice, PartEntry, PutStream, Target, UploadEntry, UploadPage,
+    UploadQuery,
 };
 pub use shard::Shard;
 

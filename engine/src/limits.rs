@@ -38,8 +38,8 @@ pub const UPLOADS_PER_SHARD: usize = 96;
 pub const SPARE_WRITE_BUFFERS: usize = 64;
 /// How long a request may wait for a slot before it is told to slow down.
 pub const SLOT_WAIT: Duration = Duration::from_secs(30);
-/// Downloads that may be under way at once on one shard.
-pub const DOWNLOADS_PER_SHARD: usize = 1024;
+/// Downloads that may hold read buffers at once on one shard; further ones wait.
+pub const DOWNLOADS_PER_SHARD: usize = 256;
 
 /// A segment takes no new extent past this many sectors (1 GiB).
 pub const SEGMENT_SECTORS_MAX: u32 = 262_144;

@@ -4,10 +4,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use glommio::sync::Semaphore;
+
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::index::commit::{Op, Reply};
 use crate::io::uring;
+use crate::limits;
 use crate::object::Committed;
 use crate::record::{Bucket, BucketEncryption};
 use crate::segment::reader::Files;
@@ -19,6 +22,7 @@ pub struct Shard {
     pub(crate) id: usize,
     pub(crate) writer: Rc<Writer>,
     pub(crate) files: Rc<Files>,
+    pub(crate) downloads: Rc<Semaphore>,
 }
 
 impl Shard {
@@ -27,6 +31,7 @@ impl Shard {
         Ok(Rc::new(Shard {
             writer: Rc::new(Writer::new(Arc::clone(&core), id)),
             files: Rc::new(Files::new(Arc::clone(&core))),
+            downloads: Rc::new(Semaphore::new(limits::DOWNLOADS_PER_SHARD as u64)),
             core,
             id,
         }))
@@ -51,9 +56,15 @@ impl Shard {
         self.commit(op).await.map(|_| ())
     }
 
-    pub async fn set_bucket_encryption(&self, name: &str, to: Option<BucketEncryption>) -> Result<()> {
+    pub async fn set_bucket_encryption(
+        &self,
+        name: &str,
+        to: Option<BucketEncryption>,
+    ) -> Result<()> {
         let name = name.into();
-        self.commit(Op::SetBucketEncryption { name, to }).await.map(|_| ())
+        self.commit(Op::SetBucketEncryption { name, to })
+            .await
+            .map(|_| ())
     }
 
     /// Deletes an empty bucket; uploads still open in it are aborted.
@@ -68,7 +79,10 @@ impl Shard {
     }
 
     pub(crate) async fn commit_some(&self, op: Op) -> Result<Committed> {
-        Ok(self.commit(op).await?.expect("this operation always does something"))
+        Ok(self
+            .commit(op)
+            .await?
+            .expect("this operation always does something"))
     }
 
     /// Runs something that may block on a helper thread.
@@ -77,7 +91,9 @@ impl Shard {
         work: impl FnOnce(&Core) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let core = Arc::clone(&self.core);
-        glommio::executor().spawn_blocking(move || work(&core)).await
+        glommio::executor()
+            .spawn_blocking(move || work(&core))
+            .await
     }
 }
 

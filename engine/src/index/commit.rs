@@ -14,7 +14,10 @@ use fjall::PersistMode;
 use futures_channel::oneshot;
 use minicbor::{Decode, Encode};
 
-use super::record::{self, Bucket, BucketEncryption, Data, Extent, Object, Part, PartRef, Place, Stream, Upload, UploadId};
+use super::record::{
+    self, Bucket, BucketEncryption, Data, Extent, Object, Part, PartRef, Place, Stream, Upload,
+    UploadId,
+};
 use super::{Space, key};
 use crate::engine::Core;
 use crate::error::{Error, Result};
@@ -89,6 +92,8 @@ pub enum Op {
     Checkpoint,
     /// Write the last checkpoint and end the thread.
     Close,
+    /// End the thread at once.
+    Abandon,
 }
 
 /// Names in the keyspace `meta`.
@@ -117,7 +122,11 @@ pub struct Committer {
 
 impl Committer {
     pub fn new(core: Arc<Core>, requests: Receiver<Request>) -> Self {
-        let batch = core.index.db.batch().durability(Some(PersistMode::SyncData));
+        let batch = core
+            .index
+            .db
+            .batch()
+            .durability(Some(PersistMode::SyncData));
         let buckets = (*core.index.buckets()).clone();
         Committer {
             sequence: core.index.synced(),
@@ -147,10 +156,15 @@ impl Committer {
             let mut closing = false;
             let mut next = first;
             while let Some(Request { op, reply }) = next.take() {
+                if let Op::Abandon = op {
+                    return Ok(());
+                }
                 closing = matches!(op, Op::Close);
                 settled &= matches!(op, Op::Close | Op::Checkpoint);
                 let result = match self.apply(op, &mut replies) {
-                    Err(e @ (Error::Io { .. } | Error::Corrupt { .. })) if self.must_stop(&e) => return Err(e),
+                    Err(e @ (Error::Io { .. } | Error::Corrupt { .. })) if self.must_stop(&e) => {
+                        return Err(e);
+                    }
                     result => result,
                 };
                 if let Some(reply) = reply {
@@ -187,7 +201,11 @@ impl Committer {
 
     fn write_checkpoint(&mut self, closing: bool) {
         let checkpoint = self.core.segments.checkpoint(closing);
-        self.put(Space::Meta, meta::CHECKPOINT.as_bytes().to_vec(), &checkpoint);
+        self.put(
+            Space::Meta,
+            meta::CHECKPOINT.as_bytes().to_vec(),
+            &checkpoint,
+        );
     }
 
     /// Makes the batch durable, shows it to readers, and only then answers.
@@ -199,13 +217,27 @@ impl Committer {
                 reason: e.to_string(),
             };
             let meta = self.core.index.space(Space::Meta).clone();
-            self.batch.insert(&meta, meta::SEQUENCE, record::encode(&self.sequence));
-            let next = self.core.index.db.batch().durability(Some(PersistMode::SyncData));
-            std::mem::replace(&mut self.batch, next).commit().map_err(failed)?;
+            self.batch
+                .insert(&meta, meta::SEQUENCE, record::encode(&self.sequence));
+            let next = self
+                .core
+                .index
+                .db
+                .batch()
+                .durability(Some(PersistMode::SyncData));
+            std::mem::replace(&mut self.batch, next)
+                .commit()
+                .map_err(failed)?;
             self.written.clear();
-            self.core.index.synced.store(self.sequence, Ordering::Release);
+            self.core
+                .index
+                .synced
+                .store(self.sequence, Ordering::Release);
             if std::mem::take(&mut self.buckets_changed) {
-                self.core.index.buckets.store(Arc::new(self.buckets.clone()));
+                self.core
+                    .index
+                    .buckets
+                    .store(Arc::new(self.buckets.clone()));
             }
             self.core.segments.add_live(self.added.drain(..));
             for freed in self.freed.drain(..) {
@@ -214,7 +246,8 @@ impl Committer {
             }
             let dead = std::mem::take(&mut self.index_dead);
             if dead > 0 {
-                self.core.reclaim(crate::segment::reclaim::Message::IndexDead(dead));
+                self.core
+                    .reclaim(crate::segment::reclaim::Message::IndexDead(dead));
             }
         }
         for (reply, result) in replies.drain(..) {
@@ -240,7 +273,11 @@ impl Committer {
                 inline,
                 condition,
             } => self.put_object(&bucket, &key, &object, inline, &condition),
-            Op::Delete { bucket, key, condition } => self.delete_object(&bucket, &key, &condition),
+            Op::Delete {
+                bucket,
+                key,
+                condition,
+            } => self.delete_object(&bucket, &key, &condition),
             Op::CreateUpload {
                 bucket,
                 key,
@@ -290,7 +327,7 @@ impl Committer {
                 self.write_checkpoint(false);
                 Ok(None)
             }
-            Op::Close => Ok(None),
+            Op::Close | Op::Abandon => Ok(None),
         }
     }
 
@@ -299,16 +336,26 @@ impl Committer {
     fn get<T: for<'b> Decode<'b, ()>>(&self, space: Space, key: &[u8]) -> Result<Option<(u64, T)>> {
         match self.written.get(&(space, key.to_vec())) {
             Some(None) => Ok(None),
-            Some(Some(value)) => self.core.index.sealer.open(space.name(), key, value).map(Some),
+            Some(Some(value)) => self
+                .core
+                .index
+                .sealer
+                .open(space.name(), key, value)
+                .map(Some),
             None => self.core.index.get(space, key),
         }
     }
 
     fn put<T: Encode<()>>(&mut self, space: Space, key: Vec<u8>, record: &T) -> u64 {
         self.sequence += 1;
-        let value = self.core.index.sealer.seal(space.name(), &key, self.sequence, record);
+        let value = self
+            .core
+            .index
+            .sealer
+            .seal(space.name(), &key, self.sequence, record);
         let keyspace = self.core.index.space(space).clone();
-        self.batch.insert(&keyspace, key.as_slice(), value.as_slice());
+        self.batch
+            .insert(&keyspace, key.as_slice(), value.as_slice());
         self.written.insert((space, key), Some(value));
         self.sequence
     }
@@ -327,7 +374,13 @@ impl Committer {
     }
 
     /// Gives back what a record of `sequence` named. `extents` are punched once the batch is durable and no reader holds them.
-    fn free(&mut self, sequence: u64, streams: &[&Stream], key_extent: Option<Extent>, inline_of: &[u64]) {
+    fn free(
+        &mut self,
+        sequence: u64,
+        streams: &[&Stream],
+        key_extent: Option<Extent>,
+        inline_of: &[u64],
+    ) {
         let extents: Vec<Extent> = streams
             .iter()
             .flat_map(|s| s.extents())
@@ -358,14 +411,22 @@ impl Committer {
 
     fn put_freed(&mut self, extents: &[Extent]) -> u64 {
         let next = self.sequence + 1;
-        self.put(Space::Freed, key::sequence(next).to_vec(), &extents.to_vec())
+        self.put(
+            Space::Freed,
+            key::sequence(next).to_vec(),
+            &extents.to_vec(),
+        )
     }
 
     /// Frees everything an object's record names, parts included.
     fn free_object(&mut self, sequence: u64, object: &Object) -> Result<()> {
         match &object.data {
             Data::Single(stream) => {
-                let inline: &[u64] = if stream.place == Place::Inline { &[sequence] } else { &[] };
+                let inline: &[u64] = if stream.place == Place::Inline {
+                    &[sequence]
+                } else {
+                    &[]
+                };
                 self.free(sequence, &[stream], object.key_extent, inline);
             }
             Data::Parts(id, parts) => {
@@ -376,7 +437,13 @@ impl Committer {
         Ok(())
     }
 
-    fn free_parts(&mut self, reader: u64, id: &UploadId, numbers: &[u16], key_extent: Option<Extent>) -> Result<()> {
+    fn free_parts(
+        &mut self,
+        reader: u64,
+        id: &UploadId,
+        numbers: &[u16],
+        key_extent: Option<Extent>,
+    ) -> Result<()> {
         let mut streams = Vec::with_capacity(numbers.len());
         let mut inline = Vec::new();
         for number in numbers {
@@ -389,7 +456,12 @@ impl Committer {
                 self.remove(Space::Parts, entry);
             }
         }
-        self.free(reader, &streams.iter().collect::<Vec<_>>(), key_extent, &inline);
+        self.free(
+            reader,
+            &streams.iter().collect::<Vec<_>>(),
+            key_extent,
+            &inline,
+        );
         Ok(())
     }
 
@@ -432,14 +504,21 @@ impl Committer {
     fn delete_bucket(&mut self, name: &str) -> Reply {
         self.need_bucket(name)?;
         let entries = key::prefix(name, "");
-        if let Some(first) = self.core.index.space(Space::Objects).prefix(&entries).next() {
+        if let Some(first) = self
+            .core
+            .index
+            .space(Space::Objects)
+            .prefix(&entries)
+            .next()
+        {
             first.key().map_err(super::io)?;
             return Err(Error::BucketNotEmpty);
         }
         let mut uploads = Vec::new();
         for entry in self.core.index.space(Space::Uploads).prefix(&entries) {
             let entry = entry.key().map_err(super::io)?;
-            let parsed = key::split(name, &entry).and_then(|(k, id)| Some((k, UploadId(id.try_into().ok()?))));
+            let parsed = key::split(name, &entry)
+                .and_then(|(k, id)| Some((k, UploadId(id.try_into().ok()?))));
             uploads.extend(parsed);
         }
         for (key, id) in uploads {
@@ -511,7 +590,11 @@ impl Committer {
         self.need_upload(bucket, key, id)?;
         let entry = key::part(id, number);
         if let Some((sequence, old)) = self.get::<Part>(Space::Parts, &entry)? {
-            let named: &[u64] = if old.stream.place == Place::Inline { &[sequence] } else { &[] };
+            let named: &[u64] = if old.stream.place == Place::Inline {
+                &[sequence]
+            } else {
+                &[]
+            };
             self.free(sequence, &[&old.stream], None, named);
         }
         if let Some(bytes) = inline {
@@ -552,11 +635,13 @@ impl Committer {
         let stored = self.parts_of(id)?;
         let mut parts = Vec::with_capacity(chosen.len());
         for choice in chosen {
-            let (sequence, size) = stored
-                .get(&choice.number)
-                .ok_or(Error::InvalidPart { number: choice.number })?;
+            let (sequence, size) = stored.get(&choice.number).ok_or(Error::InvalidPart {
+                number: choice.number,
+            })?;
             if *sequence != choice.sequence {
-                return Err(Error::InvalidPart { number: choice.number });
+                return Err(Error::InvalidPart {
+                    number: choice.number,
+                });
             }
             parts.push(PartRef {
                 number: choice.number,
@@ -595,8 +680,13 @@ impl Committer {
         let mut all = BTreeMap::new();
         for entry in self.core.index.space(Space::Parts).prefix(id.0) {
             let (entry, value) = entry.into_inner().map_err(super::io)?;
-            let (sequence, part): (u64, Part) = self.core.index.sealer.open(Space::Parts.name(), &entry, &value)?;
-            let number = key::part_number(&entry).ok_or_else(|| Error::corrupt("a part's key", "index parts"))?;
+            let (sequence, part): (u64, Part) =
+                self.core
+                    .index
+                    .sealer
+                    .open(Space::Parts.name(), &entry, &value)?;
+            let number = key::part_number(&entry)
+                .ok_or_else(|| Error::corrupt("a part's key", "index parts"))?;
             all.insert(number, (sequence, part.stream.size));
         }
         Ok(all)
@@ -620,7 +710,9 @@ fn check(condition: &Condition, current: Option<&Object>) -> Result<()> {
     if let Some(wanted) = &condition.if_match {
         let current = current.ok_or(Error::NoSuchKey)?;
         if !wanted.matches(&current.etag) {
-            return Err(Error::PreconditionFailed { condition: "If-Match" });
+            return Err(Error::PreconditionFailed {
+                condition: "If-Match",
+            });
         }
     }
     if let (Some(unwanted), Some(current)) = (&condition.if_none_match, current)

@@ -100,7 +100,9 @@ impl Index {
             };
             spaces.push(db.keyspace(space.name(), options).map_err(failed)?);
         }
-        let spaces: [Keyspace; 7] = spaces.try_into().unwrap_or_else(|_| unreachable!("one keyspace each"));
+        let spaces: [Keyspace; 7] = spaces
+            .try_into()
+            .unwrap_or_else(|_| unreachable!("one keyspace each"));
         let index = Index {
             db,
             spaces,
@@ -116,7 +118,8 @@ impl Index {
         let mut all = BTreeMap::new();
         for entry in self.space(Space::Buckets).iter() {
             let (key, value) = entry.into_inner().map_err(io)?;
-            let (_, bucket): (u64, Bucket) = self.sealer.open(Space::Buckets.name(), &key, &value)?;
+            let (_, bucket): (u64, Bucket) =
+                self.sealer.open(Space::Buckets.name(), &key, &value)?;
             all.insert(bucket.name.clone(), Arc::new(bucket));
         }
         self.buckets.store(Arc::new(all));
@@ -128,7 +131,11 @@ impl Index {
     }
 
     /// The record under `key`, with its commit sequence.
-    pub fn get<T: for<'b> Decode<'b, ()>>(&self, space: Space, key: &[u8]) -> Result<Option<(u64, T)>> {
+    pub fn get<T: for<'b> Decode<'b, ()>>(
+        &self,
+        space: Space,
+        key: &[u8],
+    ) -> Result<Option<(u64, T)>> {
         match self.space(space).get(key).map_err(io)? {
             None => Ok(None),
             Some(value) => self.sealer.open(space.name(), key, &value).map(Some),
@@ -137,7 +144,9 @@ impl Index {
 
     /// The sealed bytes of a small stream, as its record's sequence names them.
     pub fn inline(&self, sequence: u64) -> Result<Option<fjall::Slice>> {
-        self.space(Space::Inline).get(key::sequence(sequence)).map_err(io)
+        self.space(Space::Inline)
+            .get(key::sequence(sequence))
+            .map_err(io)
     }
 
     pub fn buckets(&self) -> Arc<BTreeMap<String, Arc<Bucket>>> {
@@ -145,7 +154,11 @@ impl Index {
     }
 
     pub fn bucket(&self, name: &str) -> Result<Arc<Bucket>> {
-        self.buckets.load().get(name).cloned().ok_or(Error::NoSuchBucket)
+        self.buckets
+            .load()
+            .get(name)
+            .cloned()
+            .ok_or(Error::NoSuchBucket)
     }
 
     pub fn synced(&self) -> u64 {

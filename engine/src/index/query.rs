@@ -4,7 +4,9 @@ use std::ops::Bound;
 
 use super::{Index, Space, io, key};
 use crate::error::{Error, Result};
-use crate::object::{ListEntry, ListPage, ListQuery, PartEntry, UploadEntry, UploadPage, UploadQuery};
+use crate::object::{
+    ListEntry, ListPage, ListQuery, PartEntry, UploadEntry, UploadPage, UploadQuery,
+};
 use crate::record::{Object, Part, Upload, UploadId};
 
 impl Index {
@@ -26,8 +28,11 @@ impl Index {
             }
             page.entries.push(match step {
                 Step::Prefix(prefix) => ListEntry::Prefix(prefix),
-                Step::Entry { key, entry, value, .. } => {
-                    let (_, object): (u64, Object) = self.sealer.open(Space::Objects.name(), &entry, &value)?;
+                Step::Entry {
+                    key, entry, value, ..
+                } => {
+                    let (_, object): (u64, Object) =
+                        self.sealer.open(Space::Objects.name(), &entry, &value)?;
                     ListEntry::Object(key, object)
                 }
             });
@@ -55,7 +60,8 @@ impl Index {
                     entry,
                     value,
                 } => {
-                    let (_, upload): (u64, Upload) = self.sealer.open(Space::Uploads.name(), &entry, &value)?;
+                    let (_, upload): (u64, Upload) =
+                        self.sealer.open(Space::Uploads.name(), &entry, &value)?;
                     let id = UploadId(
                         rest.try_into()
                             .map_err(|_| Error::corrupt("an upload's key", "index uploads"))?,
@@ -80,9 +86,15 @@ impl Index {
                 return Ok((parts, true));
             }
             let (entry, value) = entry.into_inner().map_err(io)?;
-            let (sequence, part): (u64, Part) = self.sealer.open(Space::Parts.name(), &entry, &value)?;
-            let number = key::part_number(&entry).ok_or_else(|| Error::corrupt("a part's key", "index parts"))?;
-            parts.push(PartEntry { number, sequence, part });
+            let (sequence, part): (u64, Part) =
+                self.sealer.open(Space::Parts.name(), &entry, &value)?;
+            let number = key::part_number(&entry)
+                .ok_or_else(|| Error::corrupt("a part's key", "index parts"))?;
+            parts.push(PartEntry {
+                number,
+                sequence,
+                part,
+            });
         }
         Ok((parts, false))
     }
@@ -155,7 +167,8 @@ impl<'a> Walk<'a> {
             let iter = match (&mut self.iter, self.from.take()) {
                 (_, Some(from)) => {
                     let to = self.until.clone().map_or(Bound::Unbounded, Bound::Excluded);
-                    self.iter.insert(index.space(space).range((Bound::Included(from), to)))
+                    self.iter
+                        .insert(index.space(space).range((Bound::Included(from), to)))
                 }
                 (Some(iter), None) => iter,
                 (None, None) => return Ok(None),
@@ -167,7 +180,9 @@ impl<'a> Walk<'a> {
             let (entry, value) = guard.into_inner().map_err(io)?;
             let (key, rest) = key::split(self.bucket, &entry)
                 .map(|(key, rest)| (key, rest.to_vec()))
-                .ok_or_else(|| Error::corrupt("an entry's key", format!("index {}", space.name())))?;
+                .ok_or_else(|| {
+                    Error::corrupt("an entry's key", format!("index {}", space.name()))
+                })?;
             let rolled = self.delimiter.and_then(|d| {
                 let tail = key.get(self.prefix.len()..)?;
                 let end = tail.find(d)? + d.len();

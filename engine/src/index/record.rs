@@ -296,7 +296,13 @@ impl Sealer {
     }
 
     /// Seals `record` as the value of `key` in `keyspace` at commit `sequence`.
-    pub fn seal<T: Encode<()>>(&self, keyspace: &str, key: &[u8], sequence: u64, record: &T) -> Vec<u8> {
+    pub fn seal<T: Encode<()>>(
+        &self,
+        keyspace: &str,
+        key: &[u8],
+        sequence: u64,
+        record: &T,
+    ) -> Vec<u8> {
         let plain = encode(record);
         let mut head = [0u8; HEAD];
         head[0] = VERSION;
@@ -319,10 +325,23 @@ impl Sealer {
     }
 
     /// Opens a value: its commit sequence and its record.
-    pub fn open<T: for<'b> Decode<'b, ()>>(&self, keyspace: &str, key: &[u8], value: &[u8]) -> Result<(u64, T)> {
-        let corrupt = |what: &str| Error::corrupt(what, format!("index {keyspace} {}", String::from_utf8_lossy(key)));
-        let sequence = sequence(value).ok_or_else(|| corrupt("a record too short or of an unknown version"))?;
-        let (head, sealed) = value.split_at_checked(HEAD).ok_or_else(|| corrupt("a short record"))?;
+    pub fn open<T: for<'b> Decode<'b, ()>>(
+        &self,
+        keyspace: &str,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(u64, T)> {
+        let corrupt = |what: &str| {
+            Error::corrupt(
+                what,
+                format!("index {keyspace} {}", String::from_utf8_lossy(key)),
+            )
+        };
+        let sequence = sequence(value)
+            .ok_or_else(|| corrupt("a record too short or of an unknown version"))?;
+        let (head, sealed) = value
+            .split_at_checked(HEAD)
+            .ok_or_else(|| corrupt("a short record"))?;
         let plain = self
             .0
             .decrypt(
@@ -333,7 +352,8 @@ impl Sealer {
                 },
             )
             .map_err(|_| corrupt("a record that does not authenticate"))?;
-        let record = minicbor::decode(&plain).map_err(|e| corrupt(&format!("a record that does not decode ({e})")))?;
+        let record = minicbor::decode(&plain)
+            .map_err(|e| corrupt(&format!("a record that does not decode ({e})")))?;
         Ok((sequence, record))
     }
 }
@@ -388,7 +408,10 @@ mod tests {
     fn a_record_opens_only_in_its_place() {
         let s = sealer();
         let value = s.seal("buckets", b"photos", 9, &bucket());
-        assert_eq!(s.open::<Bucket>("buckets", b"photos", &value).unwrap(), (9, bucket()));
+        assert_eq!(
+            s.open::<Bucket>("buckets", b"photos", &value).unwrap(),
+            (9, bucket())
+        );
         assert!(s.open::<Bucket>("buckets", b"other", &value).is_err());
         assert!(s.open::<Bucket>("objects", b"photos", &value).is_err());
         let other = Sealer::new(&Secret::new([8; 32]));
@@ -396,8 +419,14 @@ mod tests {
         for i in 0..value.len() {
             let mut bad = value.clone();
             bad[i] ^= 1;
-            assert!(s.open::<Bucket>("buckets", b"photos", &bad).is_err(), "byte {i}");
-            assert!(s.open::<Bucket>("buckets", b"photos", &value[..i]).is_err(), "cut at {i}");
+            assert!(
+                s.open::<Bucket>("buckets", b"photos", &bad).is_err(),
+                "byte {i}"
+            );
+            assert!(
+                s.open::<Bucket>("buckets", b"photos", &value[..i]).is_err(),
+                "cut at {i}"
+            );
         }
     }
 
@@ -420,7 +449,13 @@ mod tests {
     fn upload_ids_parse_as_written() {
         let id = UploadId([0xab; 16]);
         assert_eq!(UploadId::parse(&id.to_string()), Some(id));
-        for bad in ["", "+b", &"AB".repeat(16), &"g".repeat(32), &format!("+{}", "a".repeat(31))] {
+        for bad in [
+            "",
+            "+b",
+            &"AB".repeat(16),
+            &"g".repeat(32),
+            &format!("+{}", "a".repeat(31)),
+        ] {
             assert_eq!(UploadId::parse(bad), None, "{bad}");
         }
     }

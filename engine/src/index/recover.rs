@@ -40,7 +40,9 @@ pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result
         .get::<Checkpoint>(Space::Meta, meta::CHECKPOINT.as_bytes())?
         .map(|(_, c)| c)
         .unwrap_or_default();
-    index.synced.store(last, std::sync::atomic::Ordering::Release);
+    index
+        .synced
+        .store(last, std::sync::atomic::Ordering::Release);
 
     let files = segment_files(segments)?;
     let next_segment = files
@@ -59,7 +61,15 @@ pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result
     };
     match &checkpoint.live {
         Some(live) => recovered.live = live.iter().copied().collect(),
-        None => after_crash(index, segments, blocks, &checkpoint, &files, last, &mut recovered)?,
+        None => after_crash(
+            index,
+            segments,
+            blocks,
+            &checkpoint,
+            &files,
+            last,
+            &mut recovered,
+        )?,
     }
 
     // From here on a crash is one without a clean close.
@@ -82,7 +92,10 @@ fn plain_meta<T: for<'b> Decode<'b, ()>>(index: &Index, name: &str) -> Result<Op
         .space(Space::Meta)
         .get(name)
         .map_err(io)?
-        .map(|value| minicbor::decode(&value).map_err(|e| Error::corrupt(e.to_string(), format!("index meta {name}"))))
+        .map(|value| {
+            minicbor::decode(&value)
+                .map_err(|e| Error::corrupt(e.to_string(), format!("index meta {name}")))
+        })
         .transpose()
 }
 
@@ -102,8 +115,10 @@ fn freed(index: &Index) -> Result<Vec<Freed>> {
     let mut all = Vec::new();
     for entry in index.space(Space::Freed).iter() {
         let (key, value) = entry.into_inner().map_err(io)?;
-        let (_, extents): (u64, Vec<Extent>) = index.sealer.open(Space::Freed.name(), &key, &value)?;
-        let at = <[u8; 8]>::try_from(&key[..]).map_err(|_| Error::corrupt("a key", "index freed"))?;
+        let (_, extents): (u64, Vec<Extent>) =
+            index.sealer.open(Space::Freed.name(), &key, &value)?;
+        let at =
+            <[u8; 8]>::try_from(&key[..]).map_err(|_| Error::corrupt("a key", "index freed"))?;
         all.push(Freed {
             reader: None,
             freed: Some(u64::from_be_bytes(at)),
@@ -155,7 +170,10 @@ fn named(index: &Index, checkpoint: &Checkpoint, live: &mut HashMap<u64, u64>) -
     let mut note = |e: &Extent| {
         *live.entry(e.segment).or_default() += u64::from(e.sectors);
         if checkpoint.unsettled_from(e.segment).is_some() {
-            named.entry(e.segment).or_default().insert(e.start, e.sectors);
+            named
+                .entry(e.segment)
+                .or_default()
+                .insert(e.start, e.sectors);
         }
     };
     each::<Object>(index, Space::Objects, |object| {
@@ -164,14 +182,20 @@ fn named(index: &Index, checkpoint: &Checkpoint, live: &mut HashMap<u64, u64>) -
         }
         object.key_extent.iter().for_each(&mut note);
     })?;
-    each::<Part>(index, Space::Parts, |part| part.stream.extents().iter().for_each(&mut note))?;
+    each::<Part>(index, Space::Parts, |part| {
+        part.stream.extents().iter().for_each(&mut note)
+    })?;
     each::<Upload>(index, Space::Uploads, |upload| {
         upload.key_extent.iter().for_each(&mut note);
     })?;
     Ok(named)
 }
 
-fn each<T: for<'b> Decode<'b, ()>>(index: &Index, space: Space, mut f: impl FnMut(T)) -> Result<()> {
+fn each<T: for<'b> Decode<'b, ()>>(
+    index: &Index,
+    space: Space,
+    mut f: impl FnMut(T),
+) -> Result<()> {
     for entry in index.space(space).iter() {
         let (key, value) = entry.into_inner().map_err(io)?;
         let (_, record) = index.sealer.open(space.name(), &key, &value)?;
@@ -214,7 +238,10 @@ fn give_back(dir: &Path, id: u64, from: u32, len: u64, runs: &BTreeMap<u32, u32>
     use crate::limits::SECTOR;
     let path = segment::path(dir, id);
     let failed = |e: std::io::Error| Error::io("give back space of", &path, e);
-    let file = std::fs::OpenOptions::new().write(true).open(&path).map_err(failed)?;
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .map_err(failed)?;
     let mut holes = Vec::new();
     let mut at = from;
     for (start, sectors) in runs.range(from..) {

@@ -31,7 +31,10 @@ pub async fn warm_up(superblock: &Path) -> Result<()> {
     let file = DmaFile::open(superblock).await.map_err(failed)?;
     let read = file.read_at_aligned(0, SECTOR).await.map_err(failed)?;
     if read.len() != SECTOR {
-        return Err(Error::corrupt("a short superblock", superblock.display().to_string()));
+        return Err(Error::corrupt(
+            "a short superblock",
+            superblock.display().to_string(),
+        ));
     }
     drop(read);
     file.close().await.map_err(failed)
@@ -41,7 +44,10 @@ impl SegmentFile {
     /// Makes a segment; its name is durable when this returns.
     pub async fn create(path: &Path) -> Result<SegmentFile> {
         let file = Self::open_with(path, true).await?;
-        let dir = path.parent().expect("a segment lies in a directory").to_path_buf();
+        let dir = path
+            .parent()
+            .expect("a segment lies in a directory")
+            .to_path_buf();
         glommio::executor()
             .spawn_blocking(move || crate::datadir::sync_dir(&dir))
             .await?;
@@ -74,10 +80,6 @@ impl SegmentFile {
         })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub fn buffer(&self, bytes: usize) -> Buffer {
         self.file.alloc_dma_buffer(bytes)
     }
@@ -88,14 +90,17 @@ impl SegmentFile {
         let len = buffer.len();
         let wrote = self
             .file
-            
             .write_rc_at(buffer, u64::from(sector) * SECTOR as u64)
             .await
             .map_err(|e| failure("write", &self.path, e))?;
         if wrote == len {
             Ok(())
         } else {
-            Err(Error::io("write", &self.path, format!("{wrote} of {len} bytes went out")))
+            Err(Error::io(
+                "write",
+                &self.path,
+                format!("{wrote} of {len} bytes went out"),
+            ))
         }
     }
 
@@ -118,14 +123,23 @@ impl SegmentFile {
     }
 
     pub async fn sync(&self) -> Result<()> {
-        self.file.fdatasync().await.map_err(|e| failure("sync", &self.path, e))
+        self.file
+            .fdatasync()
+            .await
+            .map_err(|e| failure("sync", &self.path, e))
     }
 
     /// Reserves disk space for the bytes from `from` to `to`.
     pub async fn allocate(&self, from: u64, to: u64) -> Result<()> {
-        let file = Arc::clone(self.plain.as_ref().expect("space is reserved in segments that are written"));
+        let file = Arc::clone(
+            self.plain
+                .as_ref()
+                .expect("space is reserved in segments that are written"),
+        );
         glommio::executor()
-            .spawn_blocking(move || rustix::fs::fallocate(&*file, FallocateFlags::empty(), from, to - from))
+            .spawn_blocking(move || {
+                rustix::fs::fallocate(&*file, FallocateFlags::empty(), from, to - from)
+            })
             .await
             .map_err(|e| match e {
                 rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Error::DiskFull,
@@ -135,13 +149,17 @@ impl SegmentFile {
 
     /// Gives back what lies behind `end`.
     pub async fn truncate(&self, end: u64) -> Result<()> {
-        self.file.truncate(end).await.map_err(|e| failure("cut", &self.path, e))
+        self.file
+            .truncate(end)
+            .await
+            .map_err(|e| failure("cut", &self.path, e))
     }
 }
 
 fn failure(op: &'static str, path: &Path, e: GlommioError<()>) -> Error {
     let e = std::io::Error::from(e);
-    if e.kind() == std::io::ErrorKind::StorageFull || e.kind() == std::io::ErrorKind::QuotaExceeded {
+    if e.kind() == std::io::ErrorKind::StorageFull || e.kind() == std::io::ErrorKind::QuotaExceeded
+    {
         Error::DiskFull
     } else {
         Error::io(op, path, e)

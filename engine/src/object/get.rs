@@ -6,16 +6,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use glommio::sync::StaticPermit;
 
 use crate::dare::open::Opener;
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::hierarchy;
 use crate::index::{Space, key};
+use crate::limits;
 use crate::record::{Data, Object, Part, Place, Stream, UploadId};
 use crate::secret::Secret;
 use crate::segment::reader::{RunReader, Source};
-use crate::shard::Shard;
+use crate::shard::{Shard, within};
 
 /// An object's record. While this or a stream read from it lives, nothing the record names is given back.
 pub struct Found {
@@ -43,6 +45,8 @@ pub struct GetStream {
     reader: RunReader,
     left: u64,
     _hold: Rc<Hold>,
+    /// Its share of the read buffers, where it reads segments.
+    _slot: Option<StaticPermit>,
 }
 
 impl GetStream {
@@ -95,7 +99,10 @@ impl Shard {
         range: Range<u64>,
         object_key: Option<&Secret>,
     ) -> Result<GetStream> {
-        assert!(range.start <= range.end && range.end <= found.object.size, "a range within the object");
+        assert!(
+            range.start <= range.end && range.end <= found.object.size,
+            "a range within the object"
+        );
         assert_eq!(object_key.is_some(), found.object.encryption.is_some());
         let mut sources = VecDeque::new();
         match &found.object.data {
@@ -123,10 +130,23 @@ impl Shard {
                 }
             }
         }
+        let slot = if sources
+            .iter()
+            .any(|s| matches!(s.stream.place, Place::Extents(_)))
+        {
+            let slot = within(limits::SLOT_WAIT, self.downloads.acquire_static_permit(1)).await;
+            let busy = Error::Overloaded {
+                what: "no read buffer came free",
+            };
+            Some(slot.ok_or(busy)?.map_err(|_| Error::Closed)?)
+        } else {
+            None
+        };
         Ok(GetStream {
             reader: RunReader::new(Rc::clone(&self.files), sources),
             left: range.end - range.start,
             _hold: Rc::clone(&found.hold),
+            _slot: slot,
         })
     }
 
@@ -156,7 +176,10 @@ fn opener(key: Option<&Secret>, stream: &Stream) -> Result<Option<Rc<Opener>>> {
     match (key, stream.nonce) {
         (Some(key), Some(nonce)) => Ok(Some(Rc::new(Opener::new(key, nonce, stream.size)))),
         (None, None) => Ok(None),
-        _ => Err(Error::corrupt("a stream and its object disagree on sealing", "index")),
+        _ => Err(Error::corrupt(
+            "a stream and its object disagree on sealing",
+            "index",
+        )),
     }
 }
 
@@ -178,7 +201,10 @@ impl Core {
             // Replaced between the two looks; if it was not, its bytes are lost.
             match self.index.get::<Object>(Space::Objects, entry)? {
                 Some((again, _)) if again == sequence => {
-                    return Err(Error::corrupt("a small object without its bytes", "index inline"));
+                    return Err(Error::corrupt(
+                        "a small object without its bytes",
+                        "index inline",
+                    ));
                 }
                 _ => {}
             }

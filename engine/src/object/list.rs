@@ -18,6 +18,7 @@ pub struct ListQuery {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all entries are objects")]
 pub enum ListEntry {
     Object(String, Object),
     /// A common prefix.
@@ -61,7 +62,8 @@ impl Shard {
         self.bucket(bucket)?;
         query.max = query.max.min(limits::LIST_MAX);
         let bucket = bucket.to_owned();
-        self.aside(move |core| core.index.list(&bucket, &query)).await
+        self.aside(move |core| core.index.list(&bucket, &query))
+            .await
     }
 
     /// One page of a bucket's open multipart uploads; at most 1,000 entries.
@@ -69,7 +71,8 @@ impl Shard {
         self.bucket(bucket)?;
         query.max = query.max.min(limits::LIST_MAX);
         let bucket = bucket.to_owned();
-        self.aside(move |core| core.index.list_uploads(&bucket, &query)).await
+        self.aside(move |core| core.index.list_uploads(&bucket, &query))
+            .await
     }
 
     /// The parts of an open upload with numbers above `after`, and whether more follow.
@@ -83,6 +86,7 @@ impl Shard {
     ) -> Result<(Vec<PartEntry>, bool)> {
         self.upload(bucket, key, id).await?;
         let id = *id;
-        self.aside(move |core| core.index.parts(&id, after, max)).await
+        self.aside(move |core| core.index.parts(&id, after, max))
+            .await
     }
 }

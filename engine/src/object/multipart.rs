@@ -97,7 +97,13 @@ impl Shard {
     }
 
     /// Makes the object of the chosen parts; the others are given back.
-    pub async fn complete_upload(&self, bucket: &str, key: &str, id: &UploadId, done: Completion) -> Result<Committed> {
+    pub async fn complete_upload(
+        &self,
+        bucket: &str,
+        key: &str,
+        id: &UploadId,
+        done: Completion,
+    ) -> Result<Committed> {
         assert!(
             done.parts.windows(2).all(|w| w[0].number < w[1].number),
             "parts in ascending order"

@@ -55,7 +55,11 @@ enum To {
 
 impl Shard {
     /// Begins an object or a part. `object_key` is the key of the object or of the upload; none where it is not sealed.
-    pub async fn put(self: &Rc<Self>, target: Target, object_key: Option<&Secret>) -> Result<PutStream> {
+    pub async fn put(
+        self: &Rc<Self>,
+        target: Target,
+        object_key: Option<&Secret>,
+    ) -> Result<PutStream> {
         self.bucket(&target.bucket)?;
         check_limits(&target)?;
         let size = target.size;
@@ -66,7 +70,9 @@ impl Shard {
         });
         let sealer = object_key.zip(nonce).map(|(key, nonce)| match target.part {
             None => Sealer::new(key, nonce, size),
-            Some((_, number)) => Sealer::new(&hierarchy::part_key(key, u32::from(number)), nonce, size),
+            Some((_, number)) => {
+                Sealer::new(&hierarchy::part_key(key, u32::from(number)), nonce, size)
+            }
         });
         let stored = match &sealer {
             Some(_) => dare::layout::sealed_len(size).expect("within the limit of a stream"),
@@ -88,7 +94,9 @@ impl Shard {
                     nonce,
                     key_sequence: None,
                 },
-                record_bytes_max: crate::record::encode(&target.metadata).len() + limits::FINISH_BYTES_MAX + 256,
+                record_bytes_max: crate::record::encode(&target.metadata).len()
+                    + limits::FINISH_BYTES_MAX
+                    + 256,
             };
             let wrapped = target.encryption.clone().map(|encryption| WrappedKey {
                 bucket: target.bucket.clone(),
@@ -119,8 +127,16 @@ fn check_limits(target: &Target) -> Result<()> {
         .sum();
     let bounds = [
         ("an object or part", target.size, limits::STREAM_BYTES_MAX),
-        ("a key", target.key.len() as u64, limits::KEY_BYTES_MAX as u64),
-        ("metadata", metadata as u64, limits::METADATA_BYTES_MAX as u64),
+        (
+            "a key",
+            target.key.len() as u64,
+            limits::KEY_BYTES_MAX as u64,
+        ),
+        (
+            "metadata",
+            metadata as u64,
+            limits::METADATA_BYTES_MAX as u64,
+        ),
     ];
     for (what, got, max) in bounds {
         if got > max {
@@ -166,17 +182,17 @@ impl PutStream {
 
     /// Makes the object visible; durable when this returns. Once begun it ends, also when the caller goes away.
     pub async fn commit(self, finish: Finish) -> Result<Committed> {
-        self.to_the_end(|this| async move { this.commit_object(finish).await })
+        self.run_to_end(|this| async move { this.commit_object(finish).await })
             .await
     }
 
     /// Makes the part part of its upload; durable when this returns.
     pub async fn commit_part(self, etag: String, checksum: Option<Vec<u8>>) -> Result<Committed> {
-        self.to_the_end(|this| async move { this.commit_as_part(etag, checksum).await })
+        self.run_to_end(|this| async move { this.commit_as_part(etag, checksum).await })
             .await
     }
 
-    async fn to_the_end<F>(self, commit: impl FnOnce(Self) -> F) -> Result<Committed>
+    async fn run_to_end<F>(self, commit: impl FnOnce(Self) -> F) -> Result<Committed>
     where
         F: Future<Output = Result<Committed>> + 'static,
     {

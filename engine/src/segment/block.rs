@@ -246,7 +246,10 @@ mod tests {
         let mut out = vec![0xee; SECTOR];
         sealer.seal(&block, &head, &mut out).unwrap();
         let (b, payload) = sealer.open(&out).unwrap();
-        assert_eq!((b, minicbor::decode::<Head>(&payload).unwrap()), (block, head));
+        assert_eq!(
+            (b, minicbor::decode::<Head>(&payload).unwrap()),
+            (block, head)
+        );
         let end = HEAD + u32::from_le_bytes(out[28..32].try_into().unwrap()) as usize;
         for i in 0..end {
             let mut bad = out.clone();

@@ -55,12 +55,17 @@ impl Checkpoint {
         if segment >= self.next_segment {
             return Some(0);
         }
-        self.unsettled.iter().find(|(s, _)| *s == segment).map(|(_, at)| *at)
+        self.unsettled
+            .iter()
+            .find(|(s, _)| *s == segment)
+            .map(|(_, at)| *at)
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Segments {
@@ -79,10 +84,6 @@ impl Segments {
         path(&self.dir, segment)
     }
 
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     pub fn next_segment(&self) -> u64 {
         self.next.fetch_add(1, Ordering::AcqRel)
     }
@@ -97,11 +98,15 @@ impl Segments {
 
     /// A run handed out by `shard` is live or punched now.
     pub fn settle(&self, shard: usize, extent: &Extent) {
-        self.marks(shard).open.remove(&(extent.segment, extent.start));
+        self.marks(shard)
+            .open
+            .remove(&(extent.segment, extent.start));
     }
 
     pub fn open(&self, shard: usize, extent: &Extent) {
-        self.marks(shard).open.insert((extent.segment, extent.start));
+        self.marks(shard)
+            .open
+            .insert((extent.segment, extent.start));
     }
 
     pub fn add_live(&self, extents: impl Iterator<Item = Extent>) {
@@ -129,7 +134,10 @@ impl Segments {
         let used = |marks: &Mutex<Marks>| {
             let m = lock(marks);
             m.active.is_some_and(|(s, _)| s == segment)
-                || m.open.range((segment, 0)..=(segment, u32::MAX)).next().is_some()
+                || m.open
+                    .range((segment, 0)..=(segment, u32::MAX))
+                    .next()
+                    .is_some()
         };
         !self.marks.iter().any(used) && lock(&self.live).get(&segment).is_none_or(|n| *n == 0)
     }
@@ -156,7 +164,8 @@ impl Segments {
             next_segment,
             unsettled,
             // With an upload left open the close was not clean.
-            live: (closing && !any_open).then(|| lock(&self.live).iter().map(|(s, n)| (*s, *n)).collect()),
+            live: (closing && !any_open)
+                .then(|| lock(&self.live).iter().map(|(s, n)| (*s, *n)).collect()),
         }
     }
 }
@@ -169,7 +178,9 @@ pub fn path(dir: &Path, segment: u64) -> PathBuf {
 /// The segment a file name names.
 pub fn parse_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg")?;
-    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+    (digits.len() == 16)
+        .then(|| u64::from_str_radix(digits, 16).ok())
+        .flatten()
 }
 
 #[cfg(test)]
@@ -221,7 +232,10 @@ mod tests {
     #[test]
     fn names_parse() {
         let p = path(Path::new("/d"), 0xbeef);
-        assert_eq!(parse_name(p.file_name().unwrap().to_str().unwrap()), Some(0xbeef));
+        assert_eq!(
+            parse_name(p.file_name().unwrap().to_str().unwrap()),
+            Some(0xbeef)
+        );
         assert_eq!(parse_name("beef.seg"), None);
     }
 }

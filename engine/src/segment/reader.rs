@@ -44,7 +44,10 @@ impl Files {
         let file = Rc::new(SegmentFile::open(&self.core.segments.path(segment)).await?);
         let mut open = self.open.borrow_mut();
         if open.len() >= limits::OPEN_SEGMENTS_MAX
-            && let Some(oldest) = open.iter().min_by_key(|(_, (_, used))| *used).map(|(id, _)| *id)
+            && let Some(oldest) = open
+                .iter()
+                .min_by_key(|(_, (_, used))| *used)
+                .map(|(id, _)| *id)
         {
             open.remove(&oldest);
         }
@@ -180,7 +183,11 @@ impl Source {
             Some(_) => {
                 let number = first / EXTENT_PACKAGES;
                 let count = limits::READ_PACKAGES.min(EXTENT_PACKAGES - first % EXTENT_PACKAGES);
-                (number, first % EXTENT_PACKAGES * unit, (first + count) * plain_unit)
+                (
+                    number,
+                    first % EXTENT_PACKAGES * unit,
+                    (first + count) * plain_unit,
+                )
             }
             None => {
                 let number = at / full;
@@ -194,7 +201,11 @@ impl Source {
         };
         // No further than the package that holds the last wanted byte.
         let wanted_end = self.range.end;
-        let plain = plain.start..plain.end.min(wanted_end.next_multiple_of(plain_unit).max(plain.start + 1)).min(size);
+        let plain = plain.start
+            ..plain
+                .end
+                .min(wanted_end.next_multiple_of(plain_unit).max(plain.start + 1))
+                .min(size);
         let len = match &self.opener {
             Some(_) => {
                 let bytes = plain.end - plain.start;
@@ -239,7 +250,10 @@ impl Source {
             }
         };
         if plain.len() as u64 != self.stream.size {
-            return Err(Error::corrupt("a small object of another length", "index inline"));
+            return Err(Error::corrupt(
+                "a small object of another length",
+                "index inline",
+            ));
         }
         Ok(plain.slice(wanted))
     }
@@ -255,9 +269,9 @@ impl Run {
                 let packages = stored.chunks(PACKAGE).zip(plain.chunks_mut(PAYLOAD));
                 for (i, (package, out)) in packages.enumerate() {
                     let number = self.first + i as u64;
-                    opener
-                        .open_package(number, package, out)
-                        .map_err(|e| Error::corrupt(format!("package {number}: {e}"), self.place.clone()))?;
+                    opener.open_package(number, package, out).map_err(|e| {
+                        Error::corrupt(format!("package {number}: {e}"), self.place.clone())
+                    })?;
                 }
                 Bytes::from(plain)
             }

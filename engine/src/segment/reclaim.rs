@@ -111,18 +111,23 @@ fn punch(core: &Arc<Core>, ready: Vec<Freed>) {
                 *file = File::options()
                     .write(true)
                     .open(core.segments.path(extent.segment))
-                    .inspect_err(|e| tracing::warn!("segment {:016x} cannot be opened: {e}", extent.segment))
+                    .inspect_err(|e| {
+                        tracing::warn!("segment {:016x} cannot be opened: {e}", extent.segment)
+                    })
                     .ok();
             }
-            let punched = file
-                .as_ref()
-                .is_some_and(|f| match punch_file(f, extent.start, extent.sectors) {
-                    Ok(_) => true,
-                    Err(e) => {
-                        tracing::warn!("space of segment {:016x} cannot be given back: {e}", extent.segment);
-                        false
-                    }
-                });
+            let punched =
+                file.as_ref()
+                    .is_some_and(|f| match punch_file(f, extent.start, extent.sectors) {
+                        Ok(_) => true,
+                        Err(e) => {
+                            tracing::warn!(
+                                "space of segment {:016x} cannot be given back: {e}",
+                                extent.segment
+                            );
+                            false
+                        }
+                    });
             if !punched {
                 failed.insert(extent.segment);
             }
@@ -138,7 +143,10 @@ fn punch(core: &Arc<Core>, ready: Vec<Freed>) {
     }
     for freed in ready {
         if let Some(shard) = freed.shard {
-            freed.extents.iter().for_each(|e| core.segments.settle(shard, e));
+            freed
+                .extents
+                .iter()
+                .for_each(|e| core.segments.settle(shard, e));
         }
         if freed.extents.iter().all(|e| !failed.contains(&e.segment)) {
             done.extend(freed.freed);
@@ -165,7 +173,15 @@ fn punch(core: &Arc<Core>, ready: Vec<Freed>) {
 
 /// Punches a hole over whole sectors and returns its bytes.
 pub fn punch_file(file: &File, start: u32, sectors: u32) -> std::io::Result<u64> {
-    let (at, len) = (u64::from(start) * SECTOR as u64, u64::from(sectors) * SECTOR as u64);
-    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, len)?;
+    let (at, len) = (
+        u64::from(start) * SECTOR as u64,
+        u64::from(sectors) * SECTOR as u64,
+    );
+    rustix::fs::fallocate(
+        file,
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        at,
+        len,
+    )?;
     Ok(len)
 }

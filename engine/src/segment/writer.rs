@@ -52,7 +52,11 @@ impl Writer {
 
     /// Hands out `sectors` sectors in a row. They are open until settled.
     async fn reserve(&self, sectors: u32, lead: u8) -> Result<(Rc<Active>, Extent)> {
-        let _placing = self.placing.acquire_permit(1).await.map_err(|_| Error::Closed)?;
+        let _placing = self
+            .placing
+            .acquire_permit(1)
+            .await
+            .map_err(|_| Error::Closed)?;
         let current = self.active.borrow().clone();
         let active = match current {
             Some(a) if a.next.get() + sectors <= limits::SEGMENT_SECTORS_MAX => a,
@@ -97,14 +101,20 @@ impl Writer {
 
     /// Gives back what was reserved ahead; no upload may be under way any more.
     pub async fn close(&self) {
-        if let Some(active) = self.active.borrow_mut().take() {
+        let active = self.active.borrow_mut().take();
+        if let Some(active) = active {
             active.cut().await;
         }
         self.core.segments.marks(self.shard).active = None;
     }
 
     /// A place for an upload of `stored` bytes, or `Overloaded` when none comes free in time.
-    pub async fn begin(self: &Rc<Self>, head: StreamHead, stored: u64, wrapped: Option<WrappedKey>) -> Result<Sink> {
+    pub async fn begin(
+        self: &Rc<Self>,
+        head: StreamHead,
+        stored: u64,
+        wrapped: Option<WrappedKey>,
+    ) -> Result<Sink> {
         let slot = crate::shard::within(limits::SLOT_WAIT, self.uploads.acquire_static_permit(1))
             .await
             .ok_or(Error::Overloaded {
@@ -140,7 +150,13 @@ impl Writer {
         let (active, extent) = self.reserve(sectors, 0).await?;
         let open = OpenExtent::new(self, extent);
         let mut buffer = active.file.buffer(sectors as usize * SECTOR);
-        self.seal_block(Kind::Key, &extent, extent.start, &wrapped, buffer.as_bytes_mut())?;
+        self.seal_block(
+            Kind::Key,
+            &extent,
+            extent.start,
+            &wrapped,
+            buffer.as_bytes_mut(),
+        )?;
         active.file.write(Rc::new(buffer), extent.start).await?;
         self.sync(&active).await?;
         Ok(open)
@@ -256,7 +272,8 @@ impl OpenExtent {
 
 impl Drop for OpenExtent {
     fn drop(&mut self) {
-        self.writer.abandon(self.extent.take().into_iter().collect());
+        self.writer
+            .abandon(self.extent.take().into_iter().collect());
     }
 }
 
@@ -381,7 +398,10 @@ impl Sink {
             None => 0,
         };
         // The key has an extent of its own, in front of the first one.
-        let (active, run) = self.writer.reserve(key + head + data + tail, head as u8).await?;
+        let (active, run) = self
+            .writer
+            .reserve(key + head + data + tail, head as u8)
+            .await?;
         let extent = Extent {
             start: run.start + key,
             sectors: run.sectors - key,
@@ -412,7 +432,8 @@ impl Sink {
         self.head.head.number = self.extents.len() as u32 - 1;
         let lead = head as usize * SECTOR;
         let out = &mut buffer.as_bytes_mut()[filled..filled + lead];
-        self.writer.seal_block(Kind::Head, &extent, extent.start, &self.head.head, out)?;
+        self.writer
+            .seal_block(Kind::Head, &extent, extent.start, &self.head.head, out)?;
         self.left -= bytes;
         if !self.files.iter().any(|f| f.id == active.id) {
             self.files.push(Rc::clone(&active));
@@ -434,7 +455,11 @@ impl Sink {
 
     /// Pads the data to a sector, adds the tail, and sends out what is left.
     async fn close_extent(&mut self, record: Option<TailRecord>) -> Result<()> {
-        let sectors = if record.is_some() { self.tail_sectors() } else { 1 };
+        let sectors = if record.is_some() {
+            self.tail_sectors()
+        } else {
+            1
+        };
         let tail_bytes = sectors as usize * SECTOR;
         let current = self.current.as_mut().expect("an extent is open");
         let padded = current.filled.next_multiple_of(SECTOR);
@@ -458,7 +483,8 @@ impl Sink {
             "the tail ends the extent"
         );
         let out = &mut current.buffer.as_bytes_mut()[at..at + tail_bytes];
-        self.writer.seal_block(Kind::Tail, &current.extent, position, &tail, out)?;
+        self.writer
+            .seal_block(Kind::Tail, &current.extent, position, &tail, out)?;
         current.filled += tail_bytes;
         self.flush().await?;
         self.current = None;
@@ -472,7 +498,9 @@ impl Sink {
         while !self.writes.is_empty() && self.writes.len() >= in_flight.max(1) {
             self.reap().await?;
         }
-        let Some(current) = &mut self.current else { return Ok(()) };
+        let Some(current) = &mut self.current else {
+            return Ok(());
+        };
         if current.filled == 0 {
             return Ok(());
         }
@@ -518,7 +546,11 @@ impl Drop for Sink {
         if self.settled {
             return;
         }
-        let extents: Vec<Extent> = self.extents.drain(..).chain(self.key_extent.take()).collect();
+        let extents: Vec<Extent> = self
+            .extents
+            .drain(..)
+            .chain(self.key_extent.take())
+            .collect();
         let writes = std::mem::take(&mut self.writes);
         let writer = Rc::clone(&self.writer);
         let slot = self.slot.take();
