@@ -11,6 +11,8 @@ pub mod simd;
 mod datadir;
 mod engine;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod index;
 mod io;
 mod limits;
