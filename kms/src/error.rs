@@ -40,6 +40,8 @@ pub enum Caller {
     InvalidContext(&'static str),
     #[error("the keystore has no room for another key or version")]
     KeystoreFull,
+    #[error("not supported: {0}")]
+    NotSupported(&'static str),
 }
 
 /// Why a key cannot be used.
@@ -53,6 +55,8 @@ pub enum KeyProblem {
     PendingDeletion,
     #[error("has been destroyed")]
     Destroyed,
+    #[error("may not be used by this server, says the key service")]
+    NotAuthorized,
 }
 
 /// Why keys cannot be had now.
@@ -90,6 +94,8 @@ pub enum Environment {
         path: PathBuf,
         source: Arc<io::Error>,
     },
+    #[error("{what}: {problem}")]
+    Configuration { what: String, problem: String },
     #[error("an earlier change of the keystore failed half-way; restart before changing keys")]
     KeystoreBroken,
 }
@@ -100,6 +106,17 @@ impl Error {
             name: name.to_owned(),
             problem,
         }
+    }
+
+    pub(crate) fn configuration(what: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Environment(Environment::Configuration {
+            what: what.into(),
+            problem: problem.into(),
+        })
+    }
+
+    pub(crate) fn unreachable(why: impl Into<String>) -> Self {
+        Self::Outage(Outage::Unreachable(why.into()))
     }
 
     pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {

@@ -19,6 +19,8 @@ mod random;
 mod root;
 mod seal;
 mod secret;
+mod settings;
+mod static_key;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -29,9 +31,15 @@ use keystore::files::Files;
 pub use ciphertext::Algorithm;
 pub use context::{Context, canonical as canonical_context};
 pub use error::{Caller, Environment, Error, KeyProblem, Outage, Place};
+pub use kes::api_key::{ApiKey, ClientCertificate};
+pub use kes::client::{
+    Connection, KesClient, KesKey, KesStatus, LocalFuture, Request, Response, SendError,
+};
 pub use lease::{KeyHold, KeyLease};
 pub use root::{Generated, RootKey};
 pub use secret::DataKey;
+pub use settings::{Endpoint, KesCredentials, KesSettings, Remote};
+pub use static_key::StaticKey;
 
 /// The key made with every new keystore: what objects are sealed under unless told otherwise.
 pub const DEFAULT_KEY: &str = "strongroom-default";

@@ -2,6 +2,14 @@
 
 /// Bytes of a key name, as KES has it.
 pub(crate) const KEY_NAME_BYTES_MAX: usize = 80;
+/// Bytes of a static key's name: MinIO has no rule of its own.
+pub(crate) const STATIC_KEY_NAME_BYTES_MAX: usize = 256;
+/// Bytes of a file that holds a static key or an API key.
+pub(crate) const KEY_FILE_BYTES_MAX: u64 = 4 << 10;
+/// KES servers of one configuration.
+pub(crate) const KES_ENDPOINTS_MAX: usize = 64;
+/// Bytes of a KES answer.
+pub(crate) const KES_ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Names the keystore may hold, destroyed ones included.
 pub(crate) const KEYS_MAX: usize = 65_536;
 /// Versions of one key.

@@ -202,6 +202,17 @@ impl Timestamp {
         })
     }
 
+    /// Year, month and day in UTC.
+    pub(crate) fn date(self) -> (i32, u8, u8) {
+        let (year, month, day) = civil_from_days(self.seconds.div_euclid(86_400));
+        let small = |n: i64| u8::try_from(n).expect("months and days are small");
+        (
+            i32::try_from(year).unwrap_or(9999).min(9999),
+            small(month),
+            small(day),
+        )
+    }
+
     /// The moment a Unix time in milliseconds names.
     pub(crate) fn from_millis(millis: u64) -> Self {
         Self {
