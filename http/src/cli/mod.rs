@@ -1,0 +1,83 @@
+//! The command line: one subcommand a file.
+
+mod key;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::{config, log, serve};
+
+/// An S3 object store that seals everything it stores.
+#[derive(Debug, Parser)]
+#[command(name = "strongroom", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the store in DATA_DIR over S3
+    Serve(Box<config::Serve>),
+    /// Make, list and inspect the keys of a store
+    #[command(subcommand)]
+    Key(key::Key),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log::init();
+    for name in config::unknown_variables(&Cli::command()) {
+        tracing::warn!("the environment variable {name} means nothing to strongroom and is ignored");
+    }
+    let done = match cli.command {
+        Command::Serve(options) => serve::run(options.with_foreign_names()),
+        Command::Key(command) => key::run(command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("strongroom: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes to standard output; a reader that went away (`| head`) is no error.
+fn print(text: &str) -> Result<(), String> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.to_string()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_has_the_documented_defaults() {
+        let cli = Cli::parse_from(["strongroom", "serve", "data"]);
+        let Command::Serve(serve) = cli.command else {
+            panic!("serve")
+        };
+        assert_eq!(serve.address.to_string(), "127.0.0.1:9000");
+        assert_eq!(serve.certs_dir(), std::path::Path::new("data/certs"));
+        assert!(!serve.no_tls);
+        assert_eq!(serve.drain_timeout.as_secs(), 10);
+        let cli = Cli::parse_from(["strongroom", "serve", "data", "--no-tls", "--shards", "2"]);
+        let Command::Serve(serve) = cli.command else {
+            panic!("serve")
+        };
+        assert!(serve.no_tls);
+        assert_eq!(serve.shards, Some(2));
+    }
+}

@@ -1,0 +1,305 @@
+//! What the operator says: flags, environment variables, and the credentials of root.
+//!
+//! Every flag is also an environment variable `STRONGROOM_…`; some MinIO names are understood where ours are not set.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use zeroize::Zeroizing;
+
+/// How ETags of objects whose ETag is an MD5 on S3 are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Etag {
+    /// The MD5 of the content, as on S3
+    Md5,
+    /// Random, for those who never compare ETags: saves the MD5's processor time
+    Opaque,
+}
+
+/// What becomes of objects for which neither the request nor the bucket names a mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DefaultEncryption {
+    /// Sealed with a key of the server
+    SseS3,
+    /// Stored as they come
+    None,
+}
+
+/// `strongroom serve`
+#[derive(Debug, Clone, Args)]
+pub struct Serve {
+    /// Directory of the store; made on first start
+    #[arg(value_name = "DATA_DIR", env = "STRONGROOM_DATA_DIR")]
+    pub data_dir: PathBuf,
+
+    /// Address and port to listen on
+    #[arg(long, env = "STRONGROOM_ADDRESS", default_value = "127.0.0.1:9000", value_parser = parse_address)]
+    pub address: SocketAddr,
+
+    /// Also serve buckets as BUCKET.DOMAIN (virtual-host style)
+    #[arg(long, env = "STRONGROOM_DOMAIN")]
+    pub domain: Option<String>,
+
+    /// Threads that serve, one pinned to a core [default: all cores]
+    #[arg(long, env = "STRONGROOM_SHARDS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub shards: Option<u16>,
+
+    /// Directory of public.crt, private.key and CAs/; read again when they change [default: DATA_DIR/certs]
+    #[arg(long, env = "STRONGROOM_CERTS_DIR")]
+    pub certs_dir: Option<PathBuf>,
+
+    /// Serve plain HTTP
+    #[arg(long, env = "STRONGROOM_NO_TLS", value_parser = clap::builder::BoolishValueParser::new(), num_args = 0..=1, default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub no_tls: bool,
+
+    /// Region that requests are signed for
+    #[arg(long, env = "STRONGROOM_REGION", default_value = "us-east-1")]
+    pub region: String,
+
+    /// ETags of objects that are not under a customer's or a named key
+    #[arg(long, env = "STRONGROOM_ETAG", default_value = "md5")]
+    pub etag: Etag,
+
+    /// Encryption where neither request nor bucket says
+    #[arg(long, env = "STRONGROOM_DEFAULT_ENCRYPTION", default_value = "sse-s3")]
+    pub default_encryption: DefaultEncryption,
+
+    /// How long requests under way may take to finish at shutdown (10s, 500ms, 1m)
+    #[arg(long, env = "STRONGROOM_DRAIN_TIMEOUT", default_value = "10s", value_parser = parse_duration)]
+    pub drain_timeout: Duration,
+
+    /// Age at which multipart uploads nobody completed are aborted
+    #[arg(long, env = "STRONGROOM_STALE_UPLOADS", default_value = "7d", value_parser = parse_duration)]
+    pub stale_uploads: Duration,
+}
+
+impl Serve {
+    /// Fills in what other names of the environment say.
+    pub fn with_foreign_names(mut self) -> Self {
+        if self.domain.is_none() {
+            self.domain = non_empty("MINIO_DOMAIN");
+        }
+        self
+    }
+
+    pub fn certs_dir(&self) -> PathBuf {
+        self.certs_dir
+            .clone()
+            .unwrap_or_else(|| self.data_dir.join("certs"))
+    }
+}
+
+/// Variables that are read, beside those of the flags.
+const OTHER_VARIABLES: [&str; 6] = [
+    "STRONGROOM_ROOT_USER",
+    "STRONGROOM_ROOT_PASSWORD",
+    "STRONGROOM_KMS_ROOT_KEY",
+    "STRONGROOM_KMS_ROOT_KEY_FILE",
+    "STRONGROOM_LOG",
+    "STRONGROOM_CPU_DENY",
+];
+
+/// `STRONGROOM_…` variables that are set and mean nothing: probably misspelt.
+pub fn unknown_variables(command: &clap::Command) -> Vec<String> {
+    let known: Vec<String> = command
+        .get_subcommands()
+        .flat_map(|sub| sub.get_arguments())
+        .filter_map(|arg| arg.get_env())
+        .map(|name| name.to_string_lossy().into_owned())
+        .chain(OTHER_VARIABLES.map(String::from))
+        .collect();
+    let mut unknown: Vec<String> = std::env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .filter(|name| name.starts_with("STRONGROOM_") && !name.starts_with("STRONGROOM_TEST_"))
+        .filter(|name| !known.contains(name))
+        .collect();
+    unknown.sort();
+    unknown
+}
+
+/// The value of a variable that is set to something.
+pub fn non_empty(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let text = match text.strip_prefix(':') {
+        Some(port) => format!("0.0.0.0:{port}"),
+        None => text.to_owned(),
+    };
+    text.to_socket_addrs()
+        .map_err(|e| format!("not an address with a port: {e}"))?
+        .next()
+        .ok_or_else(|| "the name has no address".to_owned())
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "a whole number with ms, s, m, h or d behind it, like 10s".to_owned())?;
+    let unit_ms = match &text[digits.len()..] {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        unit => return Err(format!("unknown unit {unit}: use ms, s, m, h or d")),
+    };
+    number
+        .checked_mul(unit_ms)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "too long".to_owned())
+}
+
+/// The root user's name and password.
+pub struct RootCredentials {
+    pub user: String,
+    pub password: Zeroizing<String>,
+    /// The file they stand in; none where the environment gave them.
+    pub file: Option<PathBuf>,
+}
+
+impl RootCredentials {
+    /// From the environment, else from the store's file, else made and written there.
+    pub fn load_or_make(data_dir: &Path) -> Result<RootCredentials, String> {
+        let pairs = [
+            ("STRONGROOM_ROOT_USER", "STRONGROOM_ROOT_PASSWORD"),
+            ("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"),
+        ];
+        for (user, password) in pairs {
+            match (non_empty(user), non_empty(password).map(Zeroizing::new)) {
+                (None, None) => {}
+                (Some(_), None) => return Err(format!("{user} is set, {password} is not")),
+                (None, Some(_)) => return Err(format!("{password} is set, {user} is not")),
+                (Some(name), Some(_)) if name.len() < 3 => {
+                    return Err(format!("{user} needs at least 3 characters"));
+                }
+                (Some(name), Some(_)) if !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b',') => {
+                    return Err(format!("{user} may not hold blanks, control characters, / or ,"));
+                }
+                (Some(_), Some(secret)) if secret.len() < 8 => {
+                    return Err(format!("{password} needs at least 8 characters"));
+                }
+                (Some(user), Some(password)) => {
+                    return Ok(RootCredentials {
+                        user,
+                        password,
+                        file: None,
+                    });
+                }
+            }
+        }
+        let path = data_dir.join("root-credentials");
+        let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        match fs::read_to_string(&path).map(Zeroizing::new) {
+            Ok(text) => {
+                let mode = fs::metadata(&path).map_err(|e| failed(&e))?.mode();
+                if mode & 0o077 != 0 {
+                    tracing::warn!("{} can be read by other users: chmod 600 it", path.display());
+                }
+                let (user, password) = parse_credentials(&text).ok_or_else(|| {
+                    failed(&"expected lines aws_access_key_id = … and aws_secret_access_key = …")
+                })?;
+                Ok(RootCredentials {
+                    user,
+                    password,
+                    file: Some(path),
+                })
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let made = RootCredentials {
+                    user: random_text(20),
+                    password: Zeroizing::new(random_text(40)),
+                    file: Some(path.clone()),
+                };
+                made.write(&path).map_err(|e| failed(&e))?;
+                Ok(made)
+            }
+            Err(e) => Err(failed(&e)),
+        }
+    }
+
+    /// In the form of an AWS shared credentials file, so that clients can be pointed at it.
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let text = Zeroizing::new(format!(
+            "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+            self.user, *self.password
+        ));
+        let draft = path.with_extension("new");
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&draft)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&draft, path)?;
+        let dir = path.parent().expect("a file in the data directory");
+        File::open(dir)?.sync_all()
+    }
+}
+
+fn parse_credentials(text: &str) -> Option<(String, Zeroizing<String>)> {
+    let value = |name: &str| {
+        text.lines()
+            .filter_map(|line| line.split_once('='))
+            .find(|(key, _)| key.trim() == name)
+            .map(|(_, value)| value.trim().to_owned())
+            .filter(|value| !value.is_empty())
+    };
+    let password = Zeroizing::new(value("aws_secret_access_key")?);
+    Some((value("aws_access_key_id")?, password))
+}
+
+/// Letters and digits, about 5.95 random bits each.
+fn random_text(len: usize) -> String {
+    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let mut text = String::with_capacity(len);
+    while text.len() < len {
+        let mut byte = [0u8];
+        getrandom::fill(&mut byte).expect("the operating system gives random bytes");
+        // 248 is the largest multiple of 62 below 256: no letter is likelier than another.
+        if byte[0] < 248 {
+            text.push(char::from(ALPHABET[usize::from(byte[0]) % ALPHABET.len()]));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_addresses_parse() {
+        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        for bad in ["", "s", "1.5s", "-1s", "3 weeks", "99999999999999999999d", "18446744073709551615d"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_address(":9000").unwrap().port(), 9000);
+        assert!(parse_address("127.0.0.1").is_err());
+    }
+
+    #[test]
+    fn made_credentials_are_kept_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = RootCredentials::load_or_make(dir.path()).unwrap();
+        let again = RootCredentials::load_or_make(dir.path()).unwrap();
+        assert_eq!((made.user.len(), made.password.len()), (20, 40));
+        assert!(made.user == again.user && made.password == again.password);
+        let mode = fs::metadata(dir.path().join("root-credentials")).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::write(dir.path().join("root-credentials"), "nonsense").unwrap();
+        assert!(RootCredentials::load_or_make(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,409 @@
+//! `strongroom serve`: opens everything in order, serves on every core, and ends in order.
+//!
+//! The order of a start: the directory and its lock, the port, keys, the store, certificates, shards. The order of an end:
+//! no new connections, requests under way up to the time-out, shards, the store.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use glommio::{LocalExecutorBuilder, Placement};
+use rustix::process::{Resource, Rlimit};
+use rustls::ServerConfig;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use strongroom_engine::secret::Secret;
+use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
+use strongroom_kms::{Generated, Kms, RootKey};
+
+use crate::config::{self, RootCredentials, Serve};
+use crate::conn::{self, Drain};
+use crate::tls::{Certificates, default_names};
+use crate::{admin, auth, limits, ops, service};
+
+const STORE_KEY: &[u8] = b"store key";
+
+/// Serves until told to stop.
+pub fn run(options: Serve) -> Result<(), String> {
+    prepare_process();
+    let dir = DataDir::lock(&options.data_dir).map_err(|e| e.to_string())?;
+    let shards = shard_cores(options.shards);
+    let listeners = conn::bind(options.address, shards.len()).map_err(|e| {
+        format!(
+            "cannot listen on {}: {e} (--address names another one)",
+            options.address
+        )
+    })?;
+    let address = listeners[0].local_addr().map_err(|e| e.to_string())?;
+    let root = RootCredentials::load_or_make(dir.path())?;
+    let (kms, store_key) = open_store_key(&dir)?;
+    let engine = open_engine(&dir, &store_key, shards.len())?;
+    let certificates = open_certificates(&options, dir.path())?;
+    admin::serve(dir.path(), Arc::clone(&kms))
+        .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
+
+    let tls = certificates
+        .as_ref()
+        .map(|c| c.server_config())
+        .transpose()
+        .map_err(|e| e.to_string())?;
+    let signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| e.to_string())?;
+    let plan = Arc::new(Plan {
+        root: auth::Root::new(root.user.clone(), root.password.as_str().into()),
+        ops: ops::Config::of(&options),
+        options,
+        kms,
+        tls,
+    });
+    let running = start_shards(&plan, &engine, listeners, &shards)?;
+    let certificates = certificates.map(Arc::new);
+    if let Some(certificates) = &certificates {
+        watch(Arc::clone(certificates));
+    }
+    announce(&plan, address, dir.path(), &root, certificates.as_deref())?;
+    wait_for_signal(signals);
+    drain(running, plan.options.drain_timeout);
+    engine.close();
+    admin::remove(dir.path());
+    tracing::info!("closed");
+    // Shards still hold connections that outlived the time-out; they end with the process.
+    drop(dir);
+    std::process::exit(0);
+}
+
+/// What every shard is made from.
+struct Plan {
+    options: Serve,
+    root: auth::Root,
+    ops: ops::Config,
+    kms: Arc<Kms>,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+fn prepare_process() {
+    // Keys live in this process: nothing of it may be written out by a crash.
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    if let Err(e) = rustix::process::setrlimit(Resource::Core, none) {
+        tracing::warn!("core dumps could not be turned off: {e}");
+    }
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: files.maximum,
+        maximum: files.maximum,
+    };
+    if let Err(e) = rustix::process::setrlimit(Resource::Nofile, most) {
+        tracing::warn!("the limit of open files could not be raised: {e}");
+    }
+}
+
+/// The cores this process may use; one shard each, going round when there are more shards.
+fn shard_cores(wanted: Option<u16>) -> Vec<usize> {
+    let allowed: Vec<usize> = match rustix::thread::sched_getaffinity(None) {
+        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU)
+            .filter(|cpu| set.is_set(*cpu))
+            .collect(),
+        Err(_) => Vec::new(),
+    };
+    let allowed = if allowed.is_empty() { vec![0] } else { allowed };
+    let count = wanted.map_or(allowed.len(), usize::from);
+    (0..count).map(|i| allowed[i % allowed.len()]).collect()
+}
+
+/// Opens the keystore of a data directory this process holds. On a first start the root key may be made.
+pub fn open_keystore(dir: &Path, first_start: bool) -> Result<(Kms, Option<Generated>), String> {
+    let path = match config::non_empty("STRONGROOM_KMS_ROOT_KEY_FILE") {
+        Some(path) => path.into(),
+        None => dir.join("root.key"),
+    };
+    let (root, generated) = if let Some(text) = config::non_empty("STRONGROOM_KMS_ROOT_KEY") {
+        let key = RootKey::from_base64(&text).map_err(|e| format!("STRONGROOM_KMS_ROOT_KEY: {e}"))?;
+        (key, None)
+    } else if first_start {
+        let (key, generated) = RootKey::load_or_generate(&path).map_err(|e| e.to_string())?;
+        (key, Some(generated))
+    } else {
+        let key = RootKey::load(&path).map_err(|e| {
+            format!("{e} (it opens the keystore; STRONGROOM_KMS_ROOT_KEY or STRONGROOM_KMS_ROOT_KEY_FILE name another one)")
+        })?;
+        (key, Some(Generated::No))
+    };
+    let kms = Kms::open(dir, root).map_err(|e| e.to_string())?;
+    Ok((kms, generated))
+}
+
+/// The keystore and the key of the store; both are made on a first start.
+fn open_store_key(dir: &DataDir) -> Result<(Arc<Kms>, Secret), String> {
+    let superblock = dir.superblock().map_err(|e| e.to_string())?;
+    let first_start = superblock.is_none();
+    let (kms, generated) = open_keystore(dir.path(), first_start)?;
+    if generated == Some(Generated::Yes) {
+        tracing::warn!(
+            "made {}: it opens every key of this store. It protects disks and backups that leave without it; it does not protect \
+             against someone who can read this directory. Keep a copy elsewhere: without it all data is lost. \
+             STRONGROOM_KMS_ROOT_KEY or STRONGROOM_KMS_ROOT_KEY_FILE keep it off this disk.",
+            dir.path().join("root.key").display()
+        );
+    }
+    let store_key = match superblock {
+        Some(superblock) => {
+            let opened = kms
+                .unwrap_local(STORE_KEY, &superblock.wrapped_store_key)
+                .map_err(|e| format!("the store key in {} does not open: {e}", dir.superblock_path().display()))?;
+            Secret::new(*opened.expose())
+        }
+        None => {
+            let key = Secret::random();
+            let mut id = [0; 16];
+            getrandom::fill(&mut id).map_err(|e| e.to_string())?;
+            dir.create(id, &kms.wrap_local(STORE_KEY, key.expose()))
+                .map_err(|e| e.to_string())?;
+            key
+        }
+    };
+    Ok((Arc::new(kms), store_key))
+}
+
+fn open_engine(dir: &DataDir, store_key: &Secret, shards: usize) -> Result<Engine, String> {
+    let begun = Instant::now();
+    let options = EngineOptions {
+        shards,
+        fatal: |e| {
+            tracing::error!("{e}: nothing more can be promised, so the server ends. Check the disk, then start it again.");
+            std::process::exit(74);
+        },
+    };
+    let engine = Engine::open(dir, store_key, &options).map_err(|e| e.to_string())?;
+    let opening = engine.opening();
+    if !opening.clean {
+        tracing::info!(
+            "recovered in {:.1?}: {} bytes of uploads that were never acknowledged are given back",
+            begun.elapsed(),
+            opening.reclaimed_bytes
+        );
+    }
+    Ok(engine)
+}
+
+fn open_certificates(options: &Serve, data_dir: &Path) -> Result<Option<Certificates>, String> {
+    if options.no_tls {
+        return Ok(None);
+    }
+    let dir = match &options.certs_dir {
+        Some(dir) => dir.clone(),
+        None => data_dir.join("certs"),
+    };
+    let wildcard = options.domain.iter().map(|domain| format!("*.{domain}"));
+    let names = options
+        .domain
+        .clone()
+        .into_iter()
+        .chain(wildcard)
+        .chain([options.address.ip().to_string()]);
+    Certificates::open(&dir, &default_names(names))
+        .map(Some)
+        .map_err(|e| e.to_string())
+}
+
+/// Takes changed certificates for as long as the process lives.
+fn watch(certificates: Arc<Certificates>) {
+    let spawned = std::thread::Builder::new()
+        .name("certificates".into())
+        .spawn(move || {
+            loop {
+                std::thread::sleep(limits::CERTIFICATE_POLL);
+                certificates.reload();
+            }
+        });
+    if let Err(e) = spawned {
+        tracing::warn!("certificates will not be reloaded: {e}");
+    }
+}
+
+/// One shard, seen from the main thread.
+struct Running {
+    stop: futures_channel::oneshot::Sender<()>,
+    stopped: mpsc::Receiver<()>,
+}
+
+fn start_shards(
+    plan: &Arc<Plan>,
+    engine: &Engine,
+    listeners: Vec<TcpListener>,
+    cores: &[usize],
+) -> Result<Vec<Running>, String> {
+    let mut running = Vec::new();
+    for (id, (listener, core)) in listeners.into_iter().zip(cores).enumerate() {
+        let (stop, stopping) = futures_channel::oneshot::channel();
+        let (started, starting) = mpsc::channel();
+        let (stopped_sender, stopped) = mpsc::channel();
+        let plan = Arc::clone(plan);
+        let seed = engine.shard(id);
+        LocalExecutorBuilder::new(Placement::Fixed(*core))
+            .name(&format!("shard-{id}"))
+            .io_memory(limits::RING_MEMORY_BYTES)
+            .spin_before_park(Duration::ZERO)
+            .spawn(move || async move { shard(id, &plan, seed, listener, started, stopping, stopped_sender).await })
+            .map_err(|e| {
+                format!("shard {id} cannot start: {e} (if memory cannot be locked, raise `ulimit -l`; if rings are forbidden, allow io_uring)")
+            })?;
+        match starting.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(reason)) => return Err(format!("shard {id} cannot start: {reason}")),
+            Err(_) => return Err(format!("shard {id} ended while starting")),
+        }
+        running.push(Running { stop, stopped });
+    }
+    Ok(running)
+}
+
+async fn shard(
+    id: usize,
+    plan: &Plan,
+    seed: ShardSeed,
+    listener: TcpListener,
+    started: mpsc::Sender<Result<(), String>>,
+    stopping: futures_channel::oneshot::Receiver<()>,
+    stopped: mpsc::Sender<()>,
+) {
+    let store = match seed.open().await {
+        Ok(store) => store,
+        Err(e) => {
+            // The main thread waits for just this.
+            let _ = started.send(Err(e.to_string()));
+            return;
+        }
+    };
+    let operations = ops::Store::new(store.clone(), Arc::clone(&plan.kms), plan.ops.clone());
+    let service = service::Service::new(operations, plan.root.clone(), &plan.options, Arc::clone(&plan.kms));
+    let drain = Drain::new();
+    if id == 0 {
+        let store = store.clone();
+        let age = plan.options.stale_uploads;
+        glommio::spawn_local(async move {
+            loop {
+                match store.abort_stale_uploads(age).await {
+                    Ok(0) => {}
+                    Ok(n) => tracing::info!("aborted {n} multipart uploads that nobody completed"),
+                    Err(e) => tracing::warn!("looking for stale multipart uploads: {e}"),
+                }
+                glommio::timer::sleep(limits::STALE_UPLOADS_POLL).await;
+            }
+        })
+        .detach();
+    }
+    let _ = started.send(Ok(()));
+    let serving = conn::serve(
+        listener,
+        conn::Shard {
+            tls: plan.tls.clone(),
+            drain: drain.clone(),
+            make: move |peer| service.for_peer(peer),
+        },
+    );
+    let told = async {
+        // A main thread that is gone means the same.
+        let _ = stopping.await;
+        drain.begin();
+    };
+    let mut both: FuturesUnordered<_> = FuturesUnordered::new();
+    both.push(futures_util::future::Either::Left(serving));
+    both.push(futures_util::future::Either::Right(told));
+    while both.next().await.is_some() {}
+    drain.below(1).await;
+    store.close().await;
+    let _ = stopped.send(());
+}
+
+fn wait_for_signal(mut signals: Signals) {
+    if let Some(signal) = signals.forever().next() {
+        tracing::info!("signal {signal}: finishing what is under way");
+    }
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            tracing::warn!("told twice: ending at once");
+            std::process::exit(1);
+        }
+    });
+}
+
+fn drain(running: Vec<Running>, limit: Duration) {
+    let end = Instant::now() + limit;
+    let stopped: Vec<_> = running
+        .into_iter()
+        .map(|shard| {
+            // A shard that ended by itself needs no telling.
+            let _ = shard.stop.send(());
+            shard.stopped
+        })
+        .collect();
+    for stopped in stopped {
+        let left = end.saturating_duration_since(Instant::now());
+        if let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(left) {
+            tracing::warn!("requests still under way after {limit:?} are cut off");
+        }
+    }
+}
+
+/// Tells whoever started the server what to do next.
+fn announce(
+    plan: &Plan,
+    address: SocketAddr,
+    data_dir: &Path,
+    root: &RootCredentials,
+    certificates: Option<&Certificates>,
+) -> Result<(), String> {
+    let scheme = if certificates.is_some() { "https" } else { "http" };
+    let host = match address.ip() {
+        ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+        ip => ip.to_string(),
+    };
+    let endpoint = format!("{scheme}://{host}:{}", address.port());
+    let mut aws = String::new();
+    let credentials = match &root.file {
+        Some(file) => {
+            aws += &format!("AWS_SHARED_CREDENTIALS_FILE={} ", quoted(file));
+            file.display().to_string()
+        }
+        None => {
+            aws += "AWS_ACCESS_KEY_ID=\"$STRONGROOM_ROOT_USER\" AWS_SECRET_ACCESS_KEY=\"$STRONGROOM_ROOT_PASSWORD\" ";
+            format!("from the environment (user {})", root.user)
+        }
+    };
+    let certificate = match certificates {
+        Some(c) => {
+            aws += &format!("AWS_CA_BUNDLE={} ", quoted(&c.public_path()));
+            c.public_path().display().to_string()
+        }
+        None => "none: --no-tls".to_owned(),
+    };
+    let region = &plan.options.region;
+    let text = format!(
+        "Strongroom {}\n\n  Store        {}\n  Endpoint     {endpoint}\n  Credentials  {credentials}\n  Certificate  {certificate}\n  Region       {region}\n\n\
+         Try:\n  {aws}aws --endpoint-url {endpoint} --region {region} s3 mb s3://first-bucket\n\nready\n",
+        env!("CARGO_PKG_VERSION"),
+        data_dir.display(),
+    );
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| format!("cannot write to standard output: {e}"))
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+".contains(&b)) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
