@@ -1,0 +1,96 @@
+//! A connection as hyper serves it: plain, or TLS over the same socket.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_lite::io::{AsyncRead, AsyncWrite};
+use futures_rustls::server::TlsStream;
+use hyper::rt::{self, ReadBufCursor};
+
+use super::socket::Socket;
+
+/// Plaintext of one TLS record at most: more never comes out of one read.
+const RECORD_BYTES: usize = 16 * 1024;
+
+/// An open connection.
+pub enum Transport {
+    /// As the bytes come.
+    Plain(Socket),
+    /// After the handshake.
+    Tls(Box<TlsStream<Socket>>),
+}
+
+impl Transport {
+    /// Whether the peer and we agreed on HTTP/2.
+    pub fn is_h2(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+}
+
+impl rt::Read for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => rt::Read::poll_read(Pin::new(socket), cx, buf),
+            Self::Tls(stream) => {
+                // rustls copies out of its own buffer anyway; a record on the stack costs less
+                // than clearing all of hyper's buffer at each poll.
+                let mut record = [0; RECORD_BYTES];
+                let want = record.len().min(buf.remaining());
+                let read = AsyncRead::poll_read(Pin::new(stream), cx, &mut record[..want]);
+                let n = ready!(read)?;
+                buf.put_slice(&record[..n]);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl rt::Write for Transport {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => rt::Write::poll_write(Pin::new(socket), cx, buf),
+            Self::Tls(stream) => AsyncWrite::poll_write(Pin::new(stream), cx, buf),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => rt::Write::poll_write_vectored(Pin::new(socket), cx, bufs),
+            Self::Tls(stream) => AsyncWrite::poll_write_vectored(Pin::new(stream), cx, bufs),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => rt::Write::poll_flush(Pin::new(socket), cx),
+            Self::Tls(stream) => AsyncWrite::poll_flush(Pin::new(stream), cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => rt::Write::poll_shutdown(Pin::new(socket), cx),
+            Self::Tls(stream) => AsyncWrite::poll_close(Pin::new(stream), cx),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The S3 edge of Strongroom: connections, bodies, the S3 service, and the command line.
+
+pub mod conn;
+pub mod limits;

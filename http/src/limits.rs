@@ -1,0 +1,90 @@
+//! Every bound of the edge in one place; relations between them are checked by the compiler.
+//!
+//! A client can make the server hold at most what stands here: per connection, per request, and
+//! per shard. Sizes are bytes unless the name says otherwise.
+
+use std::time::Duration;
+
+/// A request line and its headers.
+pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Header lines of one request.
+pub const HEADERS_MAX: usize = 128;
+/// A request's target. S3 keys are at most 1,024 bytes, three times as long when escaped; the rest
+/// is room for a presigned query with a session token.
+pub const URI_BYTES_MAX: usize = 16 * 1024;
+/// Query parameters of one request.
+pub const QUERY_PARAMETERS_MAX: usize = 64;
+/// What hyper buffers per HTTP/1.1 connection, and so the largest body frame.
+pub const READ_BUFFER_BYTES: usize = 256 * 1024;
+/// A request body that must be gathered before it is understood: XML.
+pub const XML_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Extra room for the framing of a gathered aws-chunked body.
+pub const XML_FRAMING_BYTES_MAX: usize = 64 * 1024;
+
+/// HTTP/2 flow control: what one stream, and one connection, may have in flight towards us.
+pub const H2_STREAM_WINDOW: u32 = 512 * 1024;
+/// See [`H2_STREAM_WINDOW`].
+pub const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Requests at once on one HTTP/2 connection.
+pub const H2_STREAMS_MAX: u32 = 64;
+/// What an HTTP/2 stream may hold of a response that the peer does not read.
+pub const H2_SEND_BUFFER: usize = 256 * 1024;
+
+/// Connections one shard serves at once; more wait in the listen queue.
+pub const CONNECTIONS_PER_SHARD_MAX: usize = 4096;
+/// Connections the kernel keeps for a shard that is busy.
+pub const LISTEN_BACKLOG: i32 = 1024;
+/// Buffers handed to one vectored write (the kernel takes no more than 1,024).
+pub const WRITE_VECTOR_MAX: usize = 64;
+/// Plaintext that rustls seals ahead of the socket.
+pub const TLS_BUFFER_BYTES: usize = 256 * 1024;
+
+/// A TLS handshake must be over by then.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A request's headers must be complete by then, counted from the end of the request before: this
+/// is also how long an idle connection is kept.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// A peer that takes not one byte of a response for so long is gone.
+pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// A peer that sends not one byte of a body we wait for is gone.
+pub const BODY_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// HTTP/2 peers are pinged so often, and given so long to answer.
+pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+/// See [`H2_PING_INTERVAL`].
+pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// After accepting failed (out of descriptors, say) the next try waits so long.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What is read and dropped of a body whose request already failed, so that the client sees the
+/// status and not a reset.
+pub const DISCARD_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// See [`DISCARD_BYTES_MAX`].
+pub const DISCARD_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same after our side of the connection is shut.
+pub const LINGER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// See [`LINGER_BYTES_MAX`].
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The line that opens an aws-chunked chunk: sixteen hex digits, a signature, and some slack.
+pub const CHUNK_HEADER_BYTES_MAX: usize = 1024;
+/// Only the last chunk of an aws-chunked body may be smaller.
+pub const CHUNK_BYTES_MIN: u64 = 8 * 1024;
+/// All trailers of an aws-chunked body.
+pub const TRAILER_BYTES_MAX: usize = 16 * 1024;
+/// Trailers of an aws-chunked body.
+pub const TRAILERS_MAX: usize = 16;
+
+/// Certificate files are looked at so often.
+pub const CERTIFICATE_POLL: Duration = Duration::from_secs(3);
+
+const _: () = {
+    assert!(URI_BYTES_MAX < HEADER_BYTES_MAX);
+    assert!(URI_BYTES_MAX < u16::MAX as usize);
+    assert!(HEADER_BYTES_MAX < READ_BUFFER_BYTES);
+    assert!(H2_STREAM_WINDOW <= H2_CONNECTION_WINDOW);
+    assert!(WRITE_VECTOR_MAX <= 1024);
+    assert!(CHUNK_HEADER_BYTES_MAX > 16 + 64 + 32);
+    assert!(TRAILER_BYTES_MAX > CHUNK_HEADER_BYTES_MAX);
+    assert!(XML_FRAMING_BYTES_MAX > TRAILER_BYTES_MAX + CHUNK_HEADER_BYTES_MAX);
+    assert!(LINGER_BYTES_MAX <= DISCARD_BYTES_MAX);
+};
