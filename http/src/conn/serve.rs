@@ -337,7 +337,7 @@ mod tests {
     fn bodies_pass_both_ways_and_the_connection_stays() {
         let server = server();
         let mut stream = BufReader::new(TcpStream::connect(server.address).unwrap());
-        let data: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..3_000_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         for _ in 0..2 {
             let head = format!(
                 "PUT / HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",

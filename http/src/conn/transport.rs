@@ -14,6 +14,10 @@ use super::socket::Socket;
 const RECORD_BYTES: usize = 16 * 1024;
 
 /// An open connection.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one per connection, and the smaller kind is boxed already"
+)]
 pub enum Transport {
     /// As the bytes come.
     Plain(Socket),
