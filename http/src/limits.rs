@@ -77,6 +77,16 @@ pub const TRAILERS_MAX: usize = 16;
 /// Certificate files are looked at so often.
 pub const CERTIFICATE_POLL: Duration = Duration::from_secs(3);
 
+/// Memory that each shard registers with its ring; all shards together must fit the limit of locked
+/// memory, which is 8 MiB on many hosts.
+pub const RING_MEMORY_BYTES: usize = 512 * 1024;
+/// One command on the admin socket, as a line.
+pub const ADMIN_LINE_BYTES_MAX: u64 = 64 * 1024;
+/// A command's line must be there by then, and its answer taken.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Multipart uploads that nobody completes are looked for so often.
+pub const STALE_UPLOADS_POLL: Duration = Duration::from_secs(3600);
+
 const _: () = {
     assert!(URI_BYTES_MAX < HEADER_BYTES_MAX);
     assert!(URI_BYTES_MAX < u16::MAX as usize);

@@ -1,0 +1,433 @@
+//! The handle by which a handler takes the body of its request.
+//!
+//! The service takes the body out of the request, leaves an empty one for the S3 layer, and puts an
+//! [`Upload`] into the request's extensions. Nothing is read before the handler first asks, so that
+//! a client that waits for `100 Continue` hears of a refusal first. The handle is bound to the
+//! thread of its connection.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::{Extensions, HeaderMap, header};
+use http_body::Body;
+use s3s::auth::SecretKey;
+use send_wrapper::SendWrapper;
+use sha2::{Digest, Sha256};
+
+use super::chunked::Decoder;
+use super::sigv4::{Authorization, ChunkSigner, SigningKey};
+use super::{BodyError, Payload};
+use crate::conn::rt::Stall;
+use crate::limits;
+
+/// A request body as it comes from the connection.
+pub type Source = Pin<Box<dyn Body<Data = Bytes, Error = hyper::Error>>>;
+
+/// The body of a `PutObject` or `UploadPart`, decoded. Clones are the same body.
+#[derive(Clone)]
+pub struct Upload(SendWrapper<Rc<Inner>>);
+
+struct Inner {
+    length: Option<u64>,
+    state: RefCell<State>,
+}
+
+struct State {
+    /// Until its end, or until someone else takes the rest.
+    source: Option<Source>,
+    codec: Codec,
+    stall: Stall,
+    touched: bool,
+    ended: Option<Result<(), BodyError>>,
+}
+
+enum Codec {
+    Plain {
+        left: u64,
+        hash: Option<(Sha256, [u8; 32])>,
+    },
+    Chunked(Box<Decoder>),
+    /// The headers make no sense together; the S3 layer will mostly have said so first.
+    Refused(BodyError),
+}
+
+impl Upload {
+    /// The body of this request, for a handler that takes it from here and not from its input.
+    pub fn from_request(extensions: &Extensions) -> Option<Self> {
+        extensions.get::<Self>().cloned()
+    }
+
+    /// The object's length, as announced.
+    pub fn decoded_length(&self) -> Option<u64> {
+        self.0.length
+    }
+
+    /// The next piece of data; `None` at the end of a body that was all it promised to be. After an
+    /// error every further call returns the same error, so that it cannot be taken for the end.
+    pub async fn next(&self) -> Option<Result<Bytes, BodyError>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Like [`Upload::next`].
+    pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        let mut state = self.0.state.borrow_mut();
+        if let Some(ended) = &state.ended {
+            return Poll::Ready(ended.clone().err().map(Err));
+        }
+        state.touched = true;
+        let next = ready!(state.poll_data(cx));
+        match &next {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => state.ended = Some(Err(error.clone())),
+            None => {
+                state.ended = Some(Ok(()));
+                state.source = None;
+            }
+        }
+        Poll::Ready(next)
+    }
+
+    /// What followed the data: the announced checksums. Empty before the end.
+    pub fn trailers(&self) -> HeaderMap {
+        let state = self.0.state.borrow();
+        match (&state.codec, &state.ended) {
+            (Codec::Chunked(decoder), Some(Ok(()))) => decoder.trailers().clone(),
+            _ => HeaderMap::new(),
+        }
+    }
+
+    /// Whether anyone has asked for data yet.
+    pub(crate) fn touched(&self) -> bool {
+        self.0.state.borrow().touched
+    }
+
+    /// Takes what the connection may still send of the body.
+    pub(crate) fn take_rest(&self) -> Option<Source> {
+        let mut state = self.0.state.borrow_mut();
+        state.ended.get_or_insert(Err(BodyError::Incomplete));
+        state.source.take()
+    }
+
+    /// Prepares the body of a request with these headers. `secret` finds the secret of an access
+    /// key; it is asked for signed chunks only.
+    pub fn new(
+        headers: &HeaderMap,
+        source: Source,
+        secret: impl FnOnce(&str) -> Option<SecretKey>,
+    ) -> Self {
+        let (length, codec) = match codec(headers, secret) {
+            Ok((length, codec)) => (Some(length), codec),
+            Err(error) => (None, Codec::Refused(error)),
+        };
+        Self(SendWrapper::new(Rc::new(Inner {
+            length,
+            state: RefCell::new(State {
+                source: Some(source),
+                codec,
+                stall: Stall::new(limits::BODY_STALL_TIMEOUT),
+                touched: false,
+                ended: None,
+            }),
+        })))
+    }
+}
+
+/// Reads a whole body of at most `limit` decoded bytes.
+pub async fn gather(upload: &Upload, limit: usize) -> Result<Bytes, BodyError> {
+    if upload.decoded_length().is_some_and(|n| n > limit as u64) {
+        return Err(BodyError::TooLarge);
+    }
+    let mut whole = BytesMut::new();
+    while let Some(data) = upload.next().await {
+        let data = data?;
+        if whole.len() + data.len() > limit {
+            return Err(BodyError::TooLarge);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+impl State {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        if let Codec::Refused(error) = &self.codec {
+            return Poll::Ready(Some(Err(error.clone())));
+        }
+        loop {
+            if let Codec::Chunked(decoder) = &mut self.codec
+                && let Some(data) = decoder.decode().transpose()
+            {
+                return Poll::Ready(Some(data));
+            }
+            let Some(source) = &mut self.source else {
+                return Poll::Ready(Some(Err(BodyError::Incomplete)));
+            };
+            let frame = match source.as_mut().poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    ready!(self.stall.poll_stalled(cx));
+                    return Poll::Ready(Some(Err(BodyError::Stalled)));
+                }
+            };
+            self.stall.progress();
+            match frame {
+                Some(Ok(frame)) => {
+                    // Trailers of HTTP itself mean nothing to S3.
+                    let Ok(data) = frame.into_data() else {
+                        continue;
+                    };
+                    if data.is_empty() {
+                        continue;
+                    }
+                    match &mut self.codec {
+                        Codec::Plain { left, hash } => {
+                            let length = data.len() as u64;
+                            if length > *left {
+                                return Poll::Ready(Some(Err(BodyError::TooMuch)));
+                            }
+                            *left -= length;
+                            if let Some((hash, _)) = hash {
+                                hash.update(&data);
+                            }
+                            return Poll::Ready(Some(Ok(data)));
+                        }
+                        Codec::Chunked(decoder) => decoder.feed(data),
+                        Codec::Refused(error) => return Poll::Ready(Some(Err(error.clone()))),
+                    }
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a request body broke off");
+                    return Poll::Ready(Some(Err(BodyError::Connection)));
+                }
+                None => return Poll::Ready(self.finish().err().map(Err)),
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), BodyError> {
+        match &mut self.codec {
+            Codec::Plain { left, .. } if *left != 0 => Err(BodyError::Incomplete),
+            Codec::Plain { hash, .. } => match hash.take() {
+                // No secret is compared here: the client chose both sides.
+                Some((hash, expected)) => match hash.finalize() == expected {
+                    true => Ok(()),
+                    false => Err(BodyError::Hash),
+                },
+                None => Ok(()),
+            },
+            Codec::Chunked(decoder) => decoder.finish(),
+            Codec::Refused(error) => Err(error.clone()),
+        }
+    }
+}
+
+fn codec(
+    headers: &HeaderMap,
+    secret: impl FnOnce(&str) -> Option<SecretKey>,
+) -> Result<(u64, Codec), BodyError> {
+    let payload = Payload::of(headers).ok_or(BodyError::Request(
+        "The x-amz-content-sha256 header is not valid",
+    ))?;
+    let Payload::Chunked { signed, trailer } = payload else {
+        let length = number(headers, header::CONTENT_LENGTH.as_str())?;
+        let left = length.ok_or(BodyError::MissingLength)?;
+        let hash = match payload {
+            Payload::Hashed(expected) => Some((Sha256::new(), expected)),
+            _ => None,
+        };
+        return Ok((left, Codec::Plain { left, hash }));
+    };
+    let length = number(headers, "x-amz-decoded-content-length")?;
+    let length = length.ok_or(BodyError::MissingLength)?;
+    let signer = match signed {
+        true => Some(signer(headers, secret)?),
+        false => None,
+    };
+    let announced = match trailer {
+        true => Some(
+            text(headers, "x-amz-trailer")?
+                .ok_or(BodyError::Request("The x-amz-trailer header is missing"))?,
+        ),
+        false => None,
+    };
+    let decoder = Decoder::new(length, signer, announced)?;
+    Ok((length, Codec::Chunked(Box::new(decoder))))
+}
+
+fn signer(
+    headers: &HeaderMap,
+    secret: impl FnOnce(&str) -> Option<SecretKey>,
+) -> Result<ChunkSigner, BodyError> {
+    let unsigned = BodyError::Request("Signed chunks need a signed request");
+    let header = text(headers, header::AUTHORIZATION.as_str())?.ok_or(unsigned.clone())?;
+    let authorization = Authorization::parse(header).ok_or(unsigned.clone())?;
+    let time = text(headers, "x-amz-date")?.ok_or(unsigned.clone())?;
+    let secret = secret(authorization.scope.access_key).ok_or(unsigned)?;
+    let key = SigningKey::derive(secret.expose(), &authorization.scope);
+    Ok(ChunkSigner::new(
+        key,
+        time,
+        &authorization.scope,
+        authorization.signature,
+    ))
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, BodyError> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next();
+    if values.next().is_some() {
+        return Err(BodyError::Request("A header was sent twice"));
+    }
+    value
+        .map(|value| value.to_str())
+        .transpose()
+        .map_err(|_| BodyError::Request("A header is not text"))
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Result<Option<u64>, BodyError> {
+    let parse = |value: &str| {
+        let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| value.parse().ok()).flatten()
+    };
+    match text(headers, name)? {
+        None => Ok(None),
+        Some(value) => parse(value)
+            .map(Some)
+            .ok_or(BodyError::Request("A length is not a number")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::chunked::testing::{SCOPE, SECRET, SEED, TIME, encode, signer};
+    use super::*;
+    use futures_lite::future::block_on;
+    use http_body::Frame;
+    use std::collections::VecDeque;
+
+    struct Frames(VecDeque<Bytes>);
+
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = hyper::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+            Poll::Ready(self.0.pop_front().map(|data| Ok(Frame::data(data))))
+        }
+    }
+
+    fn upload(headers: &[(&'static str, &str)], wire: &[u8]) -> Upload {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, value.parse().unwrap());
+        }
+        let frames = wire.chunks(7777).map(Bytes::copy_from_slice).collect();
+        Upload::new(&map, Box::pin(Frames(frames)), |key| {
+            (key == SCOPE.access_key).then(|| SecretKey::from(SECRET))
+        })
+    }
+
+    fn read(upload: &Upload) -> Result<Vec<u8>, BodyError> {
+        block_on(gather(upload, usize::MAX)).map(Vec::from)
+    }
+
+    fn authorization() -> String {
+        format!(
+            "AWS4-HMAC-SHA256 Credential={}/{}, SignedHeaders=host, Signature={SEED}",
+            SCOPE.access_key,
+            SCOPE.signed()
+        )
+    }
+
+    #[test]
+    fn plain_bodies_keep_their_length_and_hash() {
+        let data = vec![5; 20_000];
+        let hash = hex::encode(Sha256::digest(&data));
+        let hashed = [("content-length", "20000"), ("x-amz-content-sha256", &hash)];
+        assert_eq!(read(&upload(&hashed, &data)).unwrap(), data);
+        let mut other = data.clone();
+        other[19_999] = 6;
+        let broken = upload(&hashed, &other);
+        assert_eq!(read(&broken).unwrap_err(), BodyError::Hash);
+        // Asked again it is no clean end.
+        let again = block_on(broken.next()).unwrap();
+        assert_eq!(again.unwrap_err(), BodyError::Hash);
+
+        let unsigned = [
+            ("content-length", "20000"),
+            ("x-amz-content-sha256", "UNSIGNED-PAYLOAD"),
+        ];
+        assert_eq!(read(&upload(&unsigned, &other)).unwrap(), other);
+        assert_eq!(
+            read(&upload(&unsigned, &data[1..])).unwrap_err(),
+            BodyError::Incomplete
+        );
+        let longer = [&data[..], b"x"].concat();
+        let error = read(&upload(&unsigned, &longer)).unwrap_err();
+        assert_eq!(error, BodyError::TooMuch);
+        let error = read(&upload(&unsigned[1..], &data)).unwrap_err();
+        assert_eq!(error, BodyError::MissingLength);
+    }
+
+    #[test]
+    fn signed_chunks_follow_the_request_signature() {
+        let data = vec![9; 50_000];
+        let trailer = [("x-amz-checksum-crc32", "AAAAAA==")];
+        let wire = encode(&data, 16384, Some(signer()), &trailer);
+        let authorization = authorization();
+        let headers = [
+            (
+                "x-amz-content-sha256",
+                "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER",
+            ),
+            ("x-amz-decoded-content-length", "50000"),
+            ("x-amz-trailer", "x-amz-checksum-crc32"),
+            ("x-amz-date", TIME),
+            ("authorization", &authorization),
+        ];
+        let good = upload(&headers, &wire);
+        assert_eq!(good.decoded_length(), Some(50_000));
+        assert!(!good.touched());
+        assert!(good.trailers().is_empty());
+        assert_eq!(read(&good).unwrap(), data);
+        assert_eq!(good.trailers()["x-amz-checksum-crc32"], "AAAAAA==");
+        assert!(good.take_rest().is_none());
+
+        let elsewhere = authorization.replace("Signature=0", "Signature=1");
+        let mut other = headers;
+        other[4].1 = &elsewhere;
+        let error = read(&upload(&other, &wire)).unwrap_err();
+        assert_eq!(error, BodyError::Signature);
+        let stranger = authorization.replace("Credential=key", "Credential=you");
+        other[4].1 = &stranger;
+        let error = read(&upload(&other, &wire)).unwrap_err();
+        assert!(matches!(error, BodyError::Request(_)), "{error}");
+    }
+
+    #[test]
+    fn a_dropped_body_can_be_taken_and_is_no_success() {
+        let data = vec![1; 20_000];
+        let upload = upload(&[("content-length", "20000")], &data);
+        assert!(block_on(upload.next()).unwrap().is_ok());
+        assert!(upload.take_rest().is_some());
+        assert!(block_on(upload.next()).unwrap().is_err());
+    }
+
+    #[test]
+    fn gathering_is_bounded() {
+        let data = vec![1; 20_000];
+        let body = upload(&[("content-length", "20000")], &data);
+        let error = block_on(gather(&body, 19_999)).unwrap_err();
+        assert_eq!(error, BodyError::TooLarge);
+        assert!(!body.touched(), "an announced excess is not read");
+        let body = upload(&[("content-length", "20000")], &data);
+        assert_eq!(block_on(gather(&body, 20_000)).unwrap().len(), 20_000);
+    }
+}

@@ -1,0 +1,427 @@
+//! The S3 service of a shard: what happens to a request between its connection and its handler.
+//!
+//! 1. Health routes are answered, without credentials.
+//! 2. [`guard`] refuses what the S3 layer would misread.
+//! 3. The data of an upload is taken out of the request; its handler finds it as an [`Upload`] in
+//!    the extensions. Any other body is XML: once the request's signature holds, it is gathered,
+//!    within a bound, and its framing taken off.
+//! 4. The S3 layer checks the signature, routes, and calls the handler.
+//! 5. What is left of the body is read and dropped, so that a client that is still sending sees
+//!    the status; [`reply`] adds ids.
+//!
+//! No byte of a body is read before its request's signature was checked.
+
+pub mod guard;
+pub mod host;
+pub mod reply;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use s3s::access::S3Access;
+use s3s::auth::{S3Auth, SecretKey};
+use s3s::config::{S3Config, StaticConfigProvider};
+use s3s::route::S3Route;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
+use sha2::{Digest, Sha256};
+use tracing::{debug, error};
+
+use crate::body::sigv4::{Authorization, Canonical, SigningKey};
+use crate::body::upload::Source;
+use crate::body::{BodyError, Payload, Upload, content_encoding, gather};
+use crate::conn::rt::timeout;
+use crate::conn::serve::Peer;
+use crate::conn::socket::Linger;
+use crate::health::Health;
+use crate::limits;
+
+pub use host::Domains;
+
+/// Finds the secret of an access key.
+pub type Secrets = Arc<dyn Fn(&str) -> Option<SecretKey> + Send + Sync>;
+
+/// What a handler may want to know of its request; in the request's extensions.
+#[derive(Clone, Debug)]
+pub struct RequestInfo {
+    /// The id that the response carries, for logs.
+    pub id: Arc<str>,
+    /// Whether the connection is encrypted.
+    pub secure: bool,
+    /// The other end.
+    pub peer: Option<SocketAddr>,
+}
+
+/// The S3 service of one shard. Clones are the same service.
+#[derive(Clone)]
+pub struct Service(Rc<Edge>);
+
+struct Edge {
+    s3: S3Service,
+    /// Checks a request's signature and does nothing else.
+    doorman: S3Service,
+    secrets: Secrets,
+    domains: Domains,
+    region: String,
+    health: Arc<Health>,
+    ids: reply::Ids,
+}
+
+/// What a [`Service`] is made of besides its handlers.
+#[derive(Clone)]
+pub struct Settings {
+    /// Credentials.
+    pub secrets: Secrets,
+    /// Domains of virtual-host style.
+    pub domains: Domains,
+    /// The region that buckets are in.
+    pub region: String,
+    /// What the health routes say.
+    pub health: Arc<Health>,
+}
+
+impl Service {
+    /// Puts the service together around the handlers in `store`; `access` decides who may do what
+    /// once a signature holds. To be made and used on the shard's thread.
+    pub fn new(store: impl S3, access: impl S3Access, settings: Settings) -> Self {
+        let mut config = S3Config::default();
+        config.xml_max_body_size = limits::XML_BYTES_MAX;
+        let config = Arc::new(StaticConfigProvider::new(Arc::new(config)));
+        let prepare = |mut builder: S3ServiceBuilder| {
+            builder.set_config(config.clone());
+            builder.set_auth(Keyring(settings.secrets.clone()));
+            builder.set_host(settings.domains.clone());
+            builder
+        };
+        let mut s3 = prepare(S3ServiceBuilder::new(store));
+        s3.set_access(access);
+        let mut doorman = prepare(S3ServiceBuilder::new(Nothing));
+        doorman.set_route(Doorman);
+        Self(Rc::new(Edge {
+            s3: s3.build(),
+            doorman: doorman.build(),
+            secrets: settings.secrets,
+            domains: settings.domains,
+            region: settings.region,
+            health: settings.health,
+            ids: reply::Ids::new(),
+        }))
+    }
+
+    /// The service of one connection.
+    pub fn for_peer(&self, peer: Peer) -> Connection {
+        Connection {
+            edge: self.0.clone(),
+            peer,
+        }
+    }
+}
+
+impl Edge {
+    async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+        let start = Instant::now();
+        let id = self.ids.next();
+        let (mut parts, incoming) = request.into_parts();
+        let (method, uri) = (parts.method.clone(), parts.uri.clone());
+        let mut body = Pending::new(&parts, incoming, peer.linger.clone());
+        parts.extensions.insert(RequestInfo {
+            id: id.as_str().into(),
+            secure: peer.secure,
+            peer: peer.address,
+        });
+        let mut response = match self.health.answer(&method, uri.path()) {
+            Some(response) => response,
+            None => self
+                .route(parts, &mut body)
+                .await
+                .unwrap_or_else(|response| response),
+        };
+        body.leave(&mut response);
+        reply::dress(&mut response, &method, uri.path(), &id, &self.ids);
+        // Never the query: it may hold a signature that is still good.
+        debug!(
+            id,
+            %method,
+            path = uri.path(),
+            status = response.status().as_u16(),
+            micros = start.elapsed().as_micros() as u64,
+        );
+        response
+    }
+
+    /// Either way a response; `Err` lets steps end early.
+    async fn route(
+        &self,
+        mut parts: Parts,
+        body: &mut Pending,
+    ) -> Result<Response<Body>, Response<Body>> {
+        let checked = guard::check(&parts, &self.domains)?;
+        let is_head_of_bucket =
+            parts.method == Method::HEAD && checked.target == guard::Target::Bucket;
+        let mut content = Body::empty();
+        if checked.upload {
+            if !body.is_there() && is_plain(&parts.headers) {
+                // HTTP/2 says by a flag alone that nothing follows.
+                let none = HeaderValue::from_static("0");
+                parts.headers.insert(header::CONTENT_LENGTH, none);
+            }
+            let upload = body.open(&parts.headers, &self.secrets);
+            if upload.decoded_length().is_none() && is_plain(&parts.headers) {
+                return Err(failed(BodyError::MissingLength.into()));
+            }
+            parts.extensions.insert(upload);
+        } else if body.is_there() && matches!(parts.method, Method::PUT | Method::POST) {
+            self.admit(&parts).await?;
+            let upload = body.open(&parts.headers, &self.secrets);
+            let bytes = gather(&upload, limits::XML_BYTES_MAX)
+                .await
+                .map_err(|error| failed(error.into()))?;
+            self.unframe(&mut parts, &bytes, &upload.trailers())
+                .map_err(failed)?;
+            content = Body::from(bytes);
+        }
+        let mut response = call(&self.s3, Request::from_parts(parts, content)).await;
+        if is_head_of_bucket && let Ok(region) = HeaderValue::try_from(&self.region) {
+            let headers = response.headers_mut();
+            headers.entry("x-amz-bucket-region").or_insert(region);
+        }
+        Ok(response)
+    }
+
+    /// Checks the signature of a request before its body is read.
+    async fn admit(&self, parts: &Parts) -> Result<(), Response<Body>> {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = parts.uri.clone();
+        *request.version_mut() = parts.version;
+        *request.headers_mut() = parts.headers.clone();
+        let response = call(&self.doorman, request).await;
+        match response.status() {
+            StatusCode::NO_CONTENT => Ok(()),
+            _ => Err(response),
+        }
+    }
+
+    /// Makes the head fit a body that was gathered. The S3 layer would undo the framing once more,
+    /// by headers that are signed; so a request that had any is signed anew, in the same name.
+    fn unframe(&self, parts: &mut Parts, body: &Bytes, trailers: &HeaderMap) -> S3Result<()> {
+        let framed = matches!(Payload::of(&parts.headers), Some(Payload::Chunked { .. }));
+        let headers = &mut parts.headers;
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        if !framed {
+            return Ok(());
+        }
+        for name in ["x-amz-decoded-content-length", "x-amz-trailer"] {
+            headers.remove(name);
+        }
+        if let Some(encoding) = headers.remove(header::CONTENT_ENCODING)
+            && let Some(rest) = encoding.to_str().ok().and_then(content_encoding)
+            && let Ok(rest) = HeaderValue::try_from(rest)
+        {
+            headers.insert(header::CONTENT_ENCODING, rest);
+        }
+        for (name, value) in trailers {
+            headers.insert(name, value.clone());
+        }
+        let hash = hex::encode(Sha256::digest(body));
+        let authorization = self
+            .sign(parts, &hash)
+            .and_then(|value| HeaderValue::try_from(value).ok())
+            .ok_or_else(|| s3_error!(AccessDenied))?;
+        let headers = &mut parts.headers;
+        headers.insert(header::AUTHORIZATION, authorization);
+        if let Ok(hash) = HeaderValue::try_from(hash) {
+            headers.insert("x-amz-content-sha256", hash);
+        }
+        Ok(())
+    }
+
+    fn sign(&self, parts: &Parts, hash: &str) -> Option<String> {
+        let text = |name: &str| parts.headers.get(name)?.to_str().ok();
+        let authorization = Authorization::parse(text("authorization")?)?;
+        let scope = &authorization.scope;
+        let secret = (self.secrets)(scope.access_key)?;
+        let time = text("x-amz-date")?;
+        let headers = [
+            ("host", guard::host(parts)?),
+            ("x-amz-content-sha256", hash),
+            ("x-amz-date", time),
+        ];
+        let canonical = Canonical {
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+            query: parts.uri.query(),
+            headers: &headers,
+            payload: hash,
+            time,
+        };
+        Some(canonical.authorize(&SigningKey::derive(secret.expose(), scope), scope))
+    }
+}
+
+/// The service of one connection of a shard.
+pub struct Connection {
+    edge: Rc<Edge>,
+    peer: Peer,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Connection {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>>>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (edge, peer) = (self.edge.clone(), self.peer.clone());
+        Box::pin(async move { Ok(edge.answer(&peer, request).await) })
+    }
+}
+
+/// A request's body until somebody wants it.
+struct Pending {
+    source: Option<Source>,
+    upload: Option<Upload>,
+    /// The client waits for `100 Continue`, which reading sends.
+    waits: bool,
+    linger: Linger,
+}
+
+impl Pending {
+    fn new(parts: &Parts, incoming: Incoming, linger: Linger) -> Self {
+        let expects = parts.headers.get(header::EXPECT);
+        Self {
+            source: (!incoming.is_end_stream()).then(|| Box::pin(incoming) as Source),
+            upload: None,
+            waits: parts.version == http::Version::HTTP_11
+                && expects
+                    .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")),
+            linger,
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        self.source.is_some()
+    }
+
+    fn open(&mut self, headers: &HeaderMap, secrets: &Secrets) -> Upload {
+        let source = self.source.take();
+        let source = source.unwrap_or_else(|| Box::pin(Nothing));
+        let upload = Upload::new(headers, source, |key| secrets(key));
+        self.upload = Some(upload.clone());
+        upload
+    }
+
+    /// Sees to what is left once there is a response.
+    fn leave(&mut self, response: &mut Response<Body>) {
+        let untouched = self.upload.as_ref().is_none_or(|upload| !upload.touched());
+        let taken = self.upload.as_ref().and_then(Upload::take_rest);
+        let Some(rest) = self.source.take().or(taken) else {
+            return;
+        };
+        if untouched && self.waits {
+            // It has not been told to send, so it mostly will not; then what it sends next is no
+            // body, and what it sends anyway is no request. Only a new connection is sure.
+            self.linger.set();
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+            return;
+        }
+        glommio::spawn_local(discard(rest, self.linger.clone())).detach();
+    }
+}
+
+/// Reads and drops a body, within bounds.
+async fn discard(mut rest: Source, linger: Linger) {
+    let mut left = limits::DISCARD_BYTES_MAX;
+    let whole = timeout(limits::DISCARD_TIMEOUT, async {
+        while let Some(Ok(frame)) = poll_fn(|cx| rest.as_mut().poll_frame(cx)).await {
+            let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+            match left.checked_sub(length) {
+                Some(less) => left = less,
+                None => return false,
+            }
+        }
+        true
+    });
+    if whole.await != Some(true) {
+        linger.set();
+    }
+}
+
+async fn call(service: &S3Service, request: Request<Body>) -> Response<Body> {
+    match service.call(request).await {
+        Ok(response) => response,
+        Err(error) => {
+            error!(?error, "the S3 layer could not answer");
+            failed(s3_error!(InternalError))
+        }
+    }
+}
+
+fn failed(error: S3Error) -> Response<Body> {
+    error.to_http_response().unwrap_or_else(|_| {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        response
+    })
+}
+
+fn is_plain(headers: &HeaderMap) -> bool {
+    !matches!(Payload::of(headers), Some(Payload::Chunked { .. }))
+        && !headers.contains_key(header::CONTENT_LENGTH)
+}
+
+/// [`Secrets`] as the S3 layer asks for them.
+struct Keyring(Secrets);
+
+#[async_trait::async_trait]
+impl S3Auth for Keyring {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        (self.0)(access_key).ok_or_else(|| s3_error!(InvalidAccessKeyId))
+    }
+}
+
+/// No handlers; and no body.
+struct Nothing;
+
+impl S3 for Nothing {}
+
+impl http_body::Body for Nothing {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, hyper::Error>>> {
+        std::task::Poll::Ready(None)
+    }
+}
+
+/// Takes every request whose signature holds, and lets it pass.
+struct Doorman;
+
+#[async_trait::async_trait]
+impl S3Route for Doorman {
+    fn is_match(&self, _: &Method, _: &Uri, _: &HeaderMap, _: &mut http::Extensions) -> bool {
+        true
+    }
+
+    async fn call(&self, _: S3Request<Body>) -> S3Result<S3Response<Body>> {
+        Ok(S3Response::with_status(
+            Body::empty(),
+            StatusCode::NO_CONTENT,
+        ))
+    }
+}
