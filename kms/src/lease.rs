@@ -17,7 +17,10 @@ use crate::error::{Error, KeyProblem, Outage};
 
 /// The standing of the key version that a data key is sealed under.
 #[derive(Clone)]
-pub struct KeyLease(Arc<Cell>);
+pub struct KeyLease {
+    cell: Arc<Cell>,
+    renew_by: Option<Instant>,
+}
 
 /// While this lives, the version it was taken on is not taken away.
 pub struct KeyHold(Arc<Cell>);
@@ -30,6 +33,9 @@ pub(crate) enum Standing {
     Disabled,
     PendingDeletion,
     Destroyed,
+    /// So says a key service elsewhere, and may say otherwise later.
+    NotFound,
+    NotAuthorized,
     Sealed,
 }
 
@@ -46,14 +52,16 @@ const WAIT_WARN: Duration = Duration::from_secs(5);
 impl KeyLease {
     /// Whether the key may still be used; if not, why.
     pub fn check(&self) -> Result<(), Error> {
-        let problem = match self.0.standing() {
+        let problem = match self.cell.standing() {
             Standing::Good => return Ok(()),
             Standing::Disabled => KeyProblem::Disabled,
             Standing::PendingDeletion => KeyProblem::PendingDeletion,
             Standing::Destroyed => KeyProblem::Destroyed,
+            Standing::NotFound => KeyProblem::NotFound,
+            Standing::NotAuthorized => KeyProblem::NotAuthorized,
             Standing::Sealed => return Err(Outage::Sealed.into()),
         };
-        Err(Error::key(&self.0.name, problem))
+        Err(Error::key(&self.cell.name, problem))
     }
 
     /// Keeps the key from being taken away for as long as the hold lives: from before a commit until
@@ -61,10 +69,23 @@ impl KeyLease {
     pub fn hold(&self) -> Result<KeyHold, Error> {
         // Counted first, asked second. Whoever takes the key away changes the standing first and looks
         // at the count second, so one of the two sees the other.
-        self.0.holds.fetch_add(1, Ordering::SeqCst);
-        let hold = KeyHold(Arc::clone(&self.0));
+        self.cell.holds.fetch_add(1, Ordering::SeqCst);
+        let hold = KeyHold(Arc::clone(&self.cell));
         self.check()?;
         Ok(hold)
+    }
+
+    /// When to ask the key service again, for a key that may change without this server being told.
+    #[must_use]
+    pub fn renew_by(&self) -> Option<Instant> {
+        self.renew_by
+    }
+
+    pub(crate) fn until(self, renew_by: Instant) -> Self {
+        Self {
+            renew_by: Some(renew_by),
+            ..self
+        }
     }
 }
 
@@ -81,6 +102,8 @@ impl Cell {
             1 => Standing::Disabled,
             2 => Standing::PendingDeletion,
             3 => Standing::Destroyed,
+            4 => Standing::NotFound,
+            5 => Standing::NotAuthorized,
             _ => Standing::Sealed,
         }
     }
@@ -106,7 +129,21 @@ impl Leases {
                 })
             })
             .clone();
-        KeyLease(cell)
+        KeyLease {
+            cell,
+            renew_by: None,
+        }
+    }
+
+    /// Sets the standing of one version, if anybody has a lease on it. A seal stands above it.
+    pub(crate) fn note(&self, name: &str, version: u32, standing: Standing) {
+        if let Some(cell) = self.cells().get(&(name.to_owned(), version)) {
+            let _ = cell
+                .standing
+                .try_update(Ordering::SeqCst, Ordering::SeqCst, |held| {
+                    (held != Standing::Sealed as u8).then_some(standing as u8)
+                });
+        }
     }
 
     /// Sets the standing of every version by `now`, and returns once no hold is left on a version that

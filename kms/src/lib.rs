@@ -7,10 +7,15 @@
 
 #![allow(dead_code)]
 
+mod cache;
 mod ciphertext;
 mod context;
 mod error;
+mod flight;
 mod kes;
+mod keys;
+#[cfg(test)]
+mod keys_tests;
 mod keystore;
 mod lease;
 mod limits;
@@ -23,11 +28,16 @@ mod settings;
 mod static_key;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cache::Cache;
 use keystore::Keystore;
 use keystore::files::Files;
+use lease::{Leases, Standing};
 
+pub use cache::CacheLimits;
 pub use ciphertext::Algorithm;
 pub use context::{Context, canonical as canonical_context};
 pub use error::{Caller, Environment, Error, KeyProblem, Outage, Place};
@@ -35,6 +45,7 @@ pub use kes::api_key::{ApiKey, ClientCertificate};
 pub use kes::client::{
     Connection, KesClient, KesKey, KesStatus, LocalFuture, Request, Response, SendError,
 };
+pub use keys::{Kes, Keys, KeysOptions, NewKey, OpenKey, Source, StoredDataKey};
 pub use lease::{KeyHold, KeyLease};
 pub use root::{Generated, RootKey};
 pub use secret::DataKey;
@@ -54,6 +65,34 @@ const LOCAL_VERSION: u8 = 1;
 pub struct Kms {
     keystore: Keystore,
     local: secret::Secret32,
+    static_key: RwLock<Option<StaticKey>>,
+    /// Leases on keys that are not in the keystore. A seal takes them, and what their service says.
+    remote_leases: Leases,
+    /// The caches of all cores, to be flushed when a key is taken away.
+    caches: Mutex<Vec<Weak<Mutex<Cache>>>>,
+    stats: Stats,
+}
+
+/// Counters of all cores since the start.
+#[derive(Default)]
+struct Stats {
+    calls: AtomicU64,
+    outages: AtomicU64,
+    hits: AtomicU64,
+    stale_hits: AtomicU64,
+}
+
+/// What the counters say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyStats {
+    /// Calls of a key service elsewhere.
+    pub calls: u64,
+    /// How many of them it did not answer.
+    pub outages: u64,
+    /// Data keys found in a cache instead.
+    pub hits: u64,
+    /// Data keys given from a cache because the service could not be reached.
+    pub stale_hits: u64,
 }
 
 /// What may be told of a key.
@@ -120,6 +159,10 @@ impl Kms {
         Ok(Kms {
             keystore,
             local: root.derive(PURPOSE_LOCAL),
+            static_key: RwLock::default(),
+            remote_leases: Leases::default(),
+            caches: Mutex::default(),
+            stats: Stats::default(),
         })
     }
 
@@ -152,18 +195,25 @@ impl Kms {
 
     /// Adds a version that new data keys are sealed under; older versions still open theirs.
     pub fn rotate_key(&self, name: &str) -> Result<KeyInfo, Error> {
-        self.keystore.rotate(name, now_ms(), "")
+        let info = self.keystore.rotate(name, now_ms(), "")?;
+        // Bucket keys under the version before it are no longer handed out.
+        self.flush(Some(name));
+        Ok(info)
     }
 
     /// Destroys the versions of a key below `keep_from`, once nothing is sealed under them any more. The
     /// current version always stays.
     pub fn retire_versions(&self, name: &str, keep_from: u32) -> Result<KeyInfo, Error> {
-        self.keystore.retire(name, keep_from)
+        let info = self.keystore.retire(name, keep_from)?;
+        self.flush(Some(name));
+        Ok(info)
     }
 
     /// Makes a key unusable until it is enabled again.
     pub fn disable_key(&self, name: &str) -> Result<KeyInfo, Error> {
-        self.keystore.disable(name)
+        let info = self.keystore.disable(name)?;
+        self.flush(Some(name));
+        Ok(info)
     }
 
     /// Makes a disabled key usable, or takes a deletion back whose time has not come.
@@ -174,10 +224,12 @@ impl Kms {
     /// Destroys a key, at once or after a waiting period. Nothing sealed under it opens afterwards, and
     /// no copy of it is left that the present root key opens.
     pub fn delete_key(&self, name: &str, when: Deletion) -> Result<KeyInfo, Error> {
-        match when {
-            Deletion::Now => self.keystore.destroy(name),
-            Deletion::After(wait) => self.keystore.destroy_after(name, now_ms(), wait),
-        }
+        let info = match when {
+            Deletion::Now => self.keystore.destroy(name)?,
+            Deletion::After(wait) => self.keystore.destroy_after(name, now_ms(), wait)?,
+        };
+        self.flush(Some(name));
+        Ok(info)
     }
 
     /// Destroys the keys whose waiting period is over; called now and then. Returns their names.
@@ -188,12 +240,47 @@ impl Kms {
     /// Drops every key from memory. Whatever needs one fails with [`Outage::Sealed`] from now on, after a
     /// restart too, until [`Kms::unseal`].
     pub fn seal(&self) -> Result<(), Error> {
-        self.keystore.seal()
+        let sealed = self.keystore.seal();
+        *self
+            .static_key
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+        self.remote_leases.follow(|_, _| Standing::Sealed);
+        self.flush(None);
+        sealed
     }
 
     /// Loads the keys again, and lets them load at the next start.
     pub fn unseal(&self, root: &RootKey) -> Result<(), Error> {
-        self.keystore.unseal(root)
+        self.keystore.unseal(root)?;
+        self.remote_leases.follow(|_, _| Standing::Good);
+        Ok(())
+    }
+
+    /// Gives the service a static key, at the start and after each unsealing: a seal drops it.
+    pub fn set_static_key(&self, key: StaticKey) -> Result<(), Error> {
+        let mut held = self
+            .static_key
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Asked under the lock: a seal empties the keystore before it comes here.
+        if self.is_sealed() {
+            return Err(Outage::Sealed.into());
+        }
+        *held = Some(key);
+        Ok(())
+    }
+
+    /// What was counted since the start, on all cores.
+    #[must_use]
+    pub fn stats(&self) -> KeyStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        KeyStats {
+            calls: read(&self.stats.calls),
+            outages: read(&self.stats.outages),
+            hits: read(&self.stats.hits),
+            stale_hits: read(&self.stats.stale_hits),
+        }
     }
 
     #[must_use]
@@ -207,17 +294,7 @@ impl Kms {
         name: &str,
         context: &Context,
     ) -> Result<NewDataKey, Error> {
-        self.keystore.with_key(name, |held| {
-            let plaintext = DataKey::random();
-            let (ciphertext, version) = held.seal(plaintext.expose(), &context.canonical());
-            Ok(NewDataKey {
-                plaintext,
-                ciphertext,
-                key: name.to_owned(),
-                version,
-                lease: held.lease(version),
-            })
-        })
+        self.generate_embedded(name, &context.canonical())
     }
 
     /// Opens a data key that `version` of `name` sealed for `context`. Version 0 stands for unknown:
@@ -229,15 +306,7 @@ impl Kms {
         ciphertext: &[u8],
         context: &Context,
     ) -> Result<OpenedDataKey, Error> {
-        self.keystore.with_key(name, |held| {
-            let (plaintext, version) =
-                held.open_data_key(version, ciphertext, &context.canonical())?;
-            Ok(OpenedDataKey {
-                plaintext,
-                version,
-                lease: held.lease(version),
-            })
-        })
+        self.open_embedded(name, version, ciphertext, &context.canonical())
     }
 
     /// As [`Kms::open_data_key`], for callers that are done with the key at once.
@@ -269,6 +338,98 @@ impl Kms {
             .and_then(|sealed| seal::open(&self.local, label, sealed))
             .and_then(|plain| DataKey::from_slice(&plain))
             .ok_or(Error::Corrupt(Place::LocalWrap))
+    }
+
+    fn generate_embedded(&self, name: &str, context: &[u8]) -> Result<NewDataKey, Error> {
+        self.keystore.with_key(name, |held| {
+            let plaintext = DataKey::random();
+            let (ciphertext, version) = held.seal(plaintext.expose(), context);
+            Ok(NewDataKey {
+                plaintext,
+                ciphertext,
+                key: name.to_owned(),
+                version,
+                lease: held.lease(version),
+            })
+        })
+    }
+
+    fn open_embedded(
+        &self,
+        name: &str,
+        version: u32,
+        ciphertext: &[u8],
+        context: &[u8],
+    ) -> Result<OpenedDataKey, Error> {
+        self.keystore.with_key(name, |held| {
+            let (plaintext, version) = held.open_data_key(version, ciphertext, context)?;
+            Ok(OpenedDataKey {
+                plaintext,
+                version,
+                lease: held.lease(version),
+            })
+        })
+    }
+
+    fn static_key_name(&self) -> Option<String> {
+        let held = self
+            .static_key
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map(|key| key.name().to_owned())
+    }
+
+    /// Calls `with` on the static key, if `name` is its name.
+    fn with_static_key<T>(
+        &self,
+        name: &str,
+        with: impl FnOnce(&StaticKey) -> Result<T, Error>,
+    ) -> Result<(T, KeyLease), Error> {
+        let lease = self.remote_lease(Source::Static, name)?;
+        let held = self
+            .static_key
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        match held.as_ref() {
+            Some(key) if key.name() == name => Ok((with(key)?, lease)),
+            Some(_) => Err(Error::key(name, KeyProblem::NotFound)),
+            None => Err(Error::unreachable(
+                "the key is a static one, and none is configured",
+            )),
+        }
+    }
+
+    /// A lease on a key of another source, unless the service is sealed.
+    fn remote_lease(&self, source: Source, name: &str) -> Result<KeyLease, Error> {
+        // Taken first, asked second: a seal empties the keystore first and turns to leases second.
+        let lease = self.remote_leases.lease(name, source as u32);
+        if self.is_sealed() {
+            return Err(Outage::Sealed.into());
+        }
+        Ok(lease)
+    }
+
+    /// Takes in what another service says of its key.
+    fn note_remote(&self, source: Source, name: &str, standing: Standing) {
+        self.remote_leases.note(name, source as u32, standing);
+        if standing != Standing::Good {
+            self.flush(Some(name));
+        }
+    }
+
+    fn register(&self, cache: &Arc<Mutex<Cache>>) {
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.retain(|held| held.strong_count() > 0);
+        caches.push(Arc::downgrade(cache));
+    }
+
+    /// Wipes the data keys under one key, or all of them, from the caches of all cores.
+    fn flush(&self, key: Option<&str>) {
+        let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        for cache in caches.iter().filter_map(Weak::upgrade) {
+            let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+            cache.flush(key);
+        }
     }
 }
 

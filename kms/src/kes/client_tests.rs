@@ -1,127 +1,16 @@
 //! The client against a scripted service: recorded answers of a real one, odd answers, outages.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use zeroize::Zeroizing;
 
-use super::client::{Connection, KesClient, LocalFuture, Request, Response, SendError};
+use super::client::Connection as _;
+use super::stub::{Stub, json, now};
 use crate::error::{Caller, Error, KeyProblem, Outage, Place};
-use crate::settings::Endpoint;
-
-type Answer = Result<(u16, &'static str, Vec<u8>), &'static str>;
-
-type Script = Box<dyn FnMut(&str, &Request) -> Answer>;
-
-/// A service whose clock moves only when the client waits, or when an answer takes its time.
-struct Stub {
-    start: Instant,
-    passed: Cell<Duration>,
-    sent: RefCell<Vec<(String, String, Vec<u8>)>>,
-    pauses: RefCell<Vec<Duration>>,
-    answer: RefCell<Script>,
-    takes: Cell<Duration>,
-}
-
-impl Stub {
-    fn new(answer: impl FnMut(&str, &Request) -> Answer + 'static) -> Rc<Stub> {
-        Rc::new(Stub {
-            start: Instant::now(),
-            passed: Cell::default(),
-            sent: RefCell::default(),
-            pauses: RefCell::default(),
-            answer: RefCell::new(Box::new(answer)),
-            takes: Cell::default(),
-        })
-    }
-
-    fn client(self: &Rc<Self>, endpoints: u16) -> KesClient {
-        let endpoint = |i| Endpoint {
-            host: format!("kes{i}"),
-            port: 7373,
-        };
-        KesClient::new(
-            Rc::clone(self) as Rc<dyn Connection>,
-            (0..endpoints).map(endpoint).collect(),
-        )
-    }
-
-    fn hosts(&self) -> Vec<String> {
-        self.sent
-            .borrow()
-            .iter()
-            .map(|(host, ..)| host.clone())
-            .collect()
-    }
-
-    fn deadline(&self) -> Instant {
-        self.now() + Duration::from_secs(5)
-    }
-}
-
-impl Connection for Stub {
-    fn send<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        request: &'a Request,
-        deadline: Instant,
-    ) -> LocalFuture<'a, Result<Response, SendError>> {
-        let line = format!("{} {}", request.method, request.path);
-        let body = request
-            .body
-            .as_ref()
-            .map(|body| body.to_vec())
-            .unwrap_or_default();
-        self.sent
-            .borrow_mut()
-            .push((endpoint.host.clone(), line, body));
-        let left = deadline.saturating_duration_since(self.now());
-        self.passed
-            .set(self.passed.get() + self.takes.get().min(left));
-        let answer = if self.takes.get() > left {
-            Err("time over")
-        } else {
-            (self.answer.borrow_mut())(&endpoint.host, request)
-        };
-        Box::pin(async move {
-            match answer {
-                Ok((status, content_type, body)) => Ok(Response {
-                    status,
-                    content_type: content_type.to_owned(),
-                    body: Zeroizing::new(body),
-                }),
-                Err(why) => Err(SendError(why.to_owned())),
-            }
-        })
-    }
-
-    fn sleep(&self, time: Duration) -> LocalFuture<'_, ()> {
-        self.pauses.borrow_mut().push(time);
-        self.passed.set(self.passed.get() + time);
-        Box::pin(async {})
-    }
-
-    fn now(&self) -> Instant {
-        self.start + self.passed.get()
-    }
-}
-
-fn now<T>(future: impl Future<Output = T>) -> T {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => value,
-        Poll::Pending => panic!("the stub never waits"),
-    }
-}
-
-fn json(status: u16, body: &str) -> Answer {
-    Ok((status, "application/json", body.as_bytes().to_vec()))
-}
 
 fn generated(fill: u8) -> String {
     let (plain, sealed) = (STANDARD.encode([fill; 32]), STANDARD.encode([9; 76]));

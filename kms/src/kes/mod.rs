@@ -8,3 +8,5 @@ pub(crate) mod stored;
 
 #[cfg(test)]
 mod client_tests;
+#[cfg(test)]
+pub(crate) mod stub;
