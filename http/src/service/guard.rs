@@ -339,9 +339,7 @@ fn signature(parts: &Parts, query: &[(String, String)]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_presigned<'a>(
-    get: impl Fn(&str) -> Option<&'a str>,
-) -> Result<&'a str, Refusal> {
+fn check_presigned<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<&'a str, Refusal> {
     let malformed = |message: &str| bad("AuthorizationQueryParametersError", message);
     let need = |name: &str| {
         get(name).ok_or_else(|| {

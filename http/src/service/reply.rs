@@ -311,7 +311,10 @@ mod tests {
         let mut get = make();
         dress(&mut get, &Method::GET, "/", "1", &ids);
         let xml = text(&get);
-        assert!(xml.contains("<Key>a&lt;b\u{fc}%</Key><PartNumber>7</PartNumber>"), "{xml}");
+        assert!(
+            xml.contains("<Key>a&lt;b\u{fc}%</Key><PartNumber>7</PartNumber>"),
+            "{xml}"
+        );
         let mut head = make();
         dress(&mut head, &Method::HEAD, "/", "1", &ids);
         for response in [get, head] {
