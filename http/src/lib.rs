@@ -1,9 +1,18 @@
 //! The S3 edge of Strongroom: connections, bodies, the S3 service, and the command line.
 
+pub mod admin;
+pub mod auth;
 pub mod body;
+pub mod checksum;
+pub mod cli;
+pub mod config;
 pub mod conn;
+pub mod error;
 pub mod health;
 pub mod limits;
 pub mod log;
+pub mod ops;
+pub mod serve;
 pub mod service;
+pub mod sse;
 pub mod tls;

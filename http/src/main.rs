@@ -1,2 +1,10 @@
 //! The `strongroom` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    strongroom_http::cli::main()
+}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use glommio::{LocalExecutorBuilder, Placement};
+use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use rustix::process::{Resource, Rlimit};
 use rustls::ServerConfig;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -21,10 +21,13 @@ use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
 use strongroom_kms::{Generated, Kms, RootKey};
 
-use crate::config::{self, RootCredentials, Serve};
+use crate::config::{self, DefaultEncryption, Etag, RootCredentials, Serve};
 use crate::conn::{self, Drain};
+use crate::health::Health;
+use crate::ops::etag::EtagMode;
+use crate::service::{Domains, Service, Settings};
 use crate::tls::{Certificates, default_names};
-use crate::{admin, auth, limits, ops, service};
+use crate::{admin, auth, limits, ops, sse};
 
 const STORE_KEY: &[u8] = b"store key";
 
@@ -53,14 +56,17 @@ pub fn run(options: Serve) -> Result<(), String> {
         .transpose()
         .map_err(|e| e.to_string())?;
     let signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| e.to_string())?;
+    let key_state = Arc::clone(&kms);
+    let health = Arc::new(Health::new(move || if key_state.is_sealed() { "sealed" } else { "ok" }));
     let plan = Arc::new(Plan {
-        root: auth::Root::new(root.user.clone(), root.password.as_str().into()),
-        ops: ops::Config::of(&options),
+        ops: operations(&options),
+        settings: settings(&options, &root, Arc::clone(&health)),
         options,
         kms,
         tls,
     });
     let running = start_shards(&plan, &engine, listeners, &shards)?;
+    health.set_live(true);
     let certificates = certificates.map(Arc::new);
     if let Some(certificates) = &certificates {
         watch(Arc::clone(certificates));
@@ -79,10 +85,34 @@ pub fn run(options: Serve) -> Result<(), String> {
 /// What every shard is made from.
 struct Plan {
     options: Serve,
-    root: auth::Root,
     ops: ops::Config,
+    settings: Settings,
     kms: Arc<Kms>,
     tls: Option<Arc<ServerConfig>>,
+}
+
+fn operations(options: &Serve) -> ops::Config {
+    ops::Config {
+        region: options.region.clone(),
+        etag: match options.etag {
+            Etag::Md5 => EtagMode::Md5,
+            Etag::Opaque => EtagMode::Opaque,
+        },
+        default_encryption: match options.default_encryption {
+            DefaultEncryption::SseS3 => sse::DefaultEncryption::SseS3,
+            DefaultEncryption::None => sse::DefaultEncryption::None,
+        },
+    }
+}
+
+fn settings(options: &Serve, root: &RootCredentials, health: Arc<Health>) -> Settings {
+    let root = auth::Root::new(root.user.clone(), root.password.as_str().into());
+    Settings {
+        secrets: Arc::new(move |access_key| root.lookup(access_key)),
+        domains: Domains::new(options.domain.clone()),
+        region: options.region.clone(),
+        health,
+    }
 }
 
 fn prepare_process() {
@@ -249,6 +279,7 @@ fn start_shards(
         LocalExecutorBuilder::new(Placement::Fixed(*core))
             .name(&format!("shard-{id}"))
             .io_memory(limits::RING_MEMORY_BYTES)
+            .blocking_thread_pool_placement(PoolPlacement::Unbound(limits::HELPER_THREADS))
             .spin_before_park(Duration::ZERO)
             .spawn(move || async move { shard(id, &plan, seed, listener, started, stopping, stopped_sender).await })
             .map_err(|e| {
@@ -282,7 +313,8 @@ async fn shard(
         }
     };
     let operations = ops::Store::new(store.clone(), Arc::clone(&plan.kms), plan.ops.clone());
-    let service = service::Service::new(operations, plan.root.clone(), &plan.options, Arc::clone(&plan.kms));
+    let access = auth::Access::new(plan.options.region.clone());
+    let service = Service::new(operations, access, plan.settings.clone());
     let drain = Drain::new();
     if id == 0 {
         let store = store.clone();
