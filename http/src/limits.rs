@@ -87,6 +87,9 @@ pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Multipart uploads that nobody completes are looked for so often.
 pub const STALE_UPLOADS_POLL: Duration = Duration::from_secs(3600);
 
+/// Threads of a shard for what may block: listings, reserving disk space.
+pub const HELPER_THREADS: usize = 2;
+
 const _: () = {
     assert!(URI_BYTES_MAX < HEADER_BYTES_MAX);
     assert!(URI_BYTES_MAX < u16::MAX as usize);

@@ -21,13 +21,12 @@ use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
 use strongroom_kms::{Generated, Kms, RootKey};
 
-use crate::config::{self, DefaultEncryption, Etag, RootCredentials, Serve};
+use crate::config::{self, RootCredentials, Serve};
 use crate::conn::{self, Drain};
 use crate::health::Health;
-use crate::ops::etag::EtagMode;
 use crate::service::{Domains, Service, Settings};
 use crate::tls::{Certificates, default_names};
-use crate::{admin, auth, limits, ops, sse};
+use crate::{admin, auth, limits, ops};
 
 const STORE_KEY: &[u8] = b"store key";
 
@@ -59,7 +58,7 @@ pub fn run(options: Serve) -> Result<(), String> {
     let key_state = Arc::clone(&kms);
     let health = Arc::new(Health::new(move || if key_state.is_sealed() { "sealed" } else { "ok" }));
     let plan = Arc::new(Plan {
-        ops: operations(&options),
+        ops: ops::Config::of(&options),
         settings: settings(&options, &root, Arc::clone(&health)),
         options,
         kms,
@@ -89,20 +88,6 @@ struct Plan {
     settings: Settings,
     kms: Arc<Kms>,
     tls: Option<Arc<ServerConfig>>,
-}
-
-fn operations(options: &Serve) -> ops::Config {
-    ops::Config {
-        region: options.region.clone(),
-        etag: match options.etag {
-            Etag::Md5 => EtagMode::Md5,
-            Etag::Opaque => EtagMode::Opaque,
-        },
-        default_encryption: match options.default_encryption {
-            DefaultEncryption::SseS3 => sse::DefaultEncryption::SseS3,
-            DefaultEncryption::None => sse::DefaultEncryption::None,
-        },
-    }
 }
 
 fn settings(options: &Serve, root: &RootCredentials, health: Arc<Health>) -> Settings {
@@ -313,8 +298,7 @@ async fn shard(
         }
     };
     let operations = ops::Store::new(store.clone(), Arc::clone(&plan.kms), plan.ops.clone());
-    let access = auth::Access::new(plan.options.region.clone());
-    let service = Service::new(operations, access, plan.settings.clone());
+    let service = Service::new(operations, plan.settings.clone());
     let drain = Drain::new();
     if id == 0 {
         let store = store.clone();

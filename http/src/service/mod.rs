@@ -11,6 +11,7 @@
 //!
 //! No byte of a body is read before its request's signature was checked.
 
+pub mod access;
 pub mod guard;
 pub mod host;
 pub mod reply;
@@ -30,7 +31,6 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use s3s::access::S3Access;
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::route::S3Route;
@@ -47,7 +47,9 @@ use crate::conn::serve::Peer;
 use crate::conn::socket::Linger;
 use crate::health::Health;
 use crate::limits;
+use crate::ops::{self, lenient::Lenient};
 
+use access::Access;
 pub use host::Domains;
 
 /// Finds the secret of an access key.
@@ -93,9 +95,9 @@ pub struct Settings {
 }
 
 impl Service {
-    /// Puts the service together around the handlers in `store`; `access` decides who may do what
-    /// once a signature holds. To be made and used on the shard's thread.
-    pub fn new(store: impl S3, access: impl S3Access, settings: Settings) -> Self {
+    /// Puts the service together around the handlers in `store`. To be made and used on the
+    /// shard's thread.
+    pub fn new(store: impl S3 + Clone, settings: Settings) -> Self {
         let mut config = S3Config::default();
         config.xml_max_body_size = limits::XML_BYTES_MAX;
         let config = Arc::new(StaticConfigProvider::new(Arc::new(config)));
@@ -105,8 +107,12 @@ impl Service {
             builder.set_host(settings.domains.clone());
             builder
         };
+        let mut unguarded = S3ServiceBuilder::new(store.clone());
+        unguarded.set_config(config.clone());
+        unguarded.set_host(settings.domains.clone());
         let mut s3 = prepare(S3ServiceBuilder::new(store));
-        s3.set_access(access);
+        s3.set_access(Access::new(settings.region.clone()));
+        s3.set_route(Lenient::new(unguarded.build()));
         let mut doorman = prepare(S3ServiceBuilder::new(Nothing));
         doorman.set_route(Doorman);
         Self(Rc::new(Edge {
@@ -192,7 +198,9 @@ impl Edge {
                 .map_err(failed)?;
             content = Body::from(bytes);
         }
+        let method = parts.method.clone();
         let mut response = call(&self.s3, Request::from_parts(parts, content)).await;
+        ops::fix_status(&method, &mut response);
         if is_head_of_bucket && let Ok(region) = HeaderValue::try_from(&self.region) {
             let headers = response.headers_mut();
             headers.entry("x-amz-bucket-region").or_insert(region);

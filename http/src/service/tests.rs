@@ -94,19 +94,6 @@ impl S3 for Memory {
     }
 }
 
-/// Whoever signs may do all.
-struct Anyone;
-
-#[async_trait::async_trait]
-impl S3Access for Anyone {
-    async fn check(&self, cx: &mut s3s::access::S3AccessContext<'_>) -> S3Result<()> {
-        match cx.credentials() {
-            Some(_) => Ok(()),
-            None => Err(s3_error!(AccessDenied)),
-        }
-    }
-}
-
 struct Fixture {
     server: Server,
     memory: Memory,
@@ -127,7 +114,6 @@ impl Fixture {
             health.set_live(true);
             let service = Service::new(
                 store,
-                Anyone,
                 Settings {
                     secrets: Arc::new(|key| (key == KEY).then(|| SecretKey::from(SECRET))),
                     domains: Domains::new(["s3.test".to_owned()]),
