@@ -1,0 +1,261 @@
+//! The S3 operations on one core, one a file: translate, call engine and key service, translate back.
+//!
+//! [`Store`] is what s3s calls. All it holds is bound to the thread of its core, while s3s wants futures that can be sent: each is
+//! wrapped, and polled on this thread alone.
+//!
+//! - A read verifies before it answers: the first package is opened before there is a status line.
+//! - A write asks for everything that can refuse it before it reads a byte of the body.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{Extensions, HeaderMap, Method, StatusCode};
+use s3s::dto::*;
+use s3s::{S3, S3Request, S3Response, S3Result};
+use send_wrapper::SendWrapper;
+use strongroom_engine::Shard;
+use strongroom_engine::record::UploadId;
+use strongroom_kms::Kms;
+
+use crate::auth;
+use crate::config;
+use crate::error::invalid_argument;
+
+pub mod etag;
+pub mod lenient;
+pub mod uri;
+
+mod abort_multipart_upload;
+mod bucket_encryption;
+mod buckets;
+mod complete_multipart_upload;
+mod condition;
+mod copy;
+mod copy_object;
+mod create_multipart_upload;
+mod delete_object;
+mod delete_objects;
+mod get_object;
+mod get_object_attributes;
+mod intake;
+mod list_multipart_uploads;
+mod list_objects;
+mod list_parts;
+mod metadata;
+mod paging;
+mod put_object;
+mod range;
+mod unset;
+mod upload_part;
+mod upload_part_copy;
+
+/// Bytes of a key.
+pub use strongroom_engine::KEY_BYTES_MAX;
+
+/// Largest object of a single PUT, largest part, and largest source of a copy.
+pub const PUT_BYTES_MAX: u64 = strongroom_engine::STREAM_BYTES_MAX;
+/// Smallest part, but for the last.
+pub const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
+pub const PARTS_MAX: u16 = strongroom_engine::PARTS_MAX;
+/// Entries of one page of a list, and keys of one DeleteObjects.
+pub const LIST_MAX: usize = 1000;
+
+const _: () = {
+    assert!(PUT_BYTES_MAX == 5 << 30);
+    assert!(PART_BYTES_MIN < PUT_BYTES_MAX);
+};
+
+/// What the operations need to know of the server.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub region: String,
+    pub etag: config::Etag,
+    pub default_encryption: config::DefaultEncryption,
+}
+
+impl Config {
+    pub fn of(options: &config::Serve) -> Self {
+        Config {
+            region: options.region.clone(),
+            etag: options.etag,
+            default_encryption: options.default_encryption,
+        }
+    }
+}
+
+/// The S3 service of one core.
+pub struct Store {
+    inner: SendWrapper<Rc<Inner>>,
+}
+
+struct Inner {
+    shard: Rc<Shard>,
+    kms: Arc<Kms>,
+    config: Config,
+}
+
+impl Store {
+    /// To be made and used on the shard's own thread.
+    pub fn new(shard: Rc<Shard>, kms: Arc<Kms>, config: Config) -> Self {
+        Store {
+            inner: SendWrapper::new(Rc::new(Inner { shard, kms, config })),
+        }
+    }
+}
+
+impl Clone for Store {
+    fn clone(&self) -> Self {
+        Store {
+            inner: SendWrapper::new(Rc::clone(&self.inner)),
+        }
+    }
+}
+
+macro_rules! operations {
+    ($($module:ident: $($operation:ident($input:ident) -> $output:ident),+;)+) => {
+        #[async_trait::async_trait]
+        impl S3 for Store {
+            $($(
+                async fn $operation(&self, request: S3Request<$input>) -> S3Result<S3Response<$output>> {
+                    auth::check_owner(&request.headers)?;
+                    let run = SendWrapper::new({
+                        let inner = Rc::clone(&self.inner);
+                        async move { $module::$operation(&inner, request).await }
+                    });
+                    run.await.map(S3Response::new)
+                }
+            )+)+
+        }
+    };
+}
+
+operations! {
+    buckets:
+        list_buckets(ListBucketsInput) -> ListBucketsOutput,
+        create_bucket(CreateBucketInput) -> CreateBucketOutput,
+        head_bucket(HeadBucketInput) -> HeadBucketOutput,
+        delete_bucket(DeleteBucketInput) -> DeleteBucketOutput,
+        get_bucket_location(GetBucketLocationInput) -> GetBucketLocationOutput;
+    bucket_encryption:
+        put_bucket_encryption(PutBucketEncryptionInput) -> PutBucketEncryptionOutput,
+        get_bucket_encryption(GetBucketEncryptionInput) -> GetBucketEncryptionOutput,
+        delete_bucket_encryption(DeleteBucketEncryptionInput) -> DeleteBucketEncryptionOutput;
+    unset:
+        get_bucket_accelerate_configuration(GetBucketAccelerateConfigurationInput) -> GetBucketAccelerateConfigurationOutput,
+        get_bucket_acl(GetBucketAclInput) -> GetBucketAclOutput,
+        get_bucket_cors(GetBucketCorsInput) -> GetBucketCorsOutput,
+        get_bucket_lifecycle_configuration(GetBucketLifecycleConfigurationInput) -> GetBucketLifecycleConfigurationOutput,
+        get_bucket_logging(GetBucketLoggingInput) -> GetBucketLoggingOutput,
+        get_bucket_notification_configuration(GetBucketNotificationConfigurationInput) -> GetBucketNotificationConfigurationOutput,
+        get_bucket_ownership_controls(GetBucketOwnershipControlsInput) -> GetBucketOwnershipControlsOutput,
+        get_bucket_policy(GetBucketPolicyInput) -> GetBucketPolicyOutput,
+        get_bucket_policy_status(GetBucketPolicyStatusInput) -> GetBucketPolicyStatusOutput,
+        get_bucket_replication(GetBucketReplicationInput) -> GetBucketReplicationOutput,
+        get_bucket_request_payment(GetBucketRequestPaymentInput) -> GetBucketRequestPaymentOutput,
+        get_bucket_tagging(GetBucketTaggingInput) -> GetBucketTaggingOutput,
+        get_bucket_versioning(GetBucketVersioningInput) -> GetBucketVersioningOutput,
+        get_bucket_website(GetBucketWebsiteInput) -> GetBucketWebsiteOutput,
+        get_object_acl(GetObjectAclInput) -> GetObjectAclOutput,
+        get_object_legal_hold(GetObjectLegalHoldInput) -> GetObjectLegalHoldOutput,
+        get_object_lock_configuration(GetObjectLockConfigurationInput) -> GetObjectLockConfigurationOutput,
+        get_object_retention(GetObjectRetentionInput) -> GetObjectRetentionOutput,
+        get_object_tagging(GetObjectTaggingInput) -> GetObjectTaggingOutput,
+        get_public_access_block(GetPublicAccessBlockInput) -> GetPublicAccessBlockOutput,
+        post_object(PostObjectInput) -> PostObjectOutput;
+    put_object:
+        put_object(PutObjectInput) -> PutObjectOutput;
+    get_object:
+        get_object(GetObjectInput) -> GetObjectOutput,
+        head_object(HeadObjectInput) -> HeadObjectOutput;
+    get_object_attributes:
+        get_object_attributes(GetObjectAttributesInput) -> GetObjectAttributesOutput;
+    delete_object:
+        delete_object(DeleteObjectInput) -> DeleteObjectOutput;
+    delete_objects:
+        delete_objects(DeleteObjectsInput) -> DeleteObjectsOutput;
+    copy_object:
+        copy_object(CopyObjectInput) -> CopyObjectOutput;
+    list_objects:
+        list_objects(ListObjectsInput) -> ListObjectsOutput,
+        list_objects_v2(ListObjectsV2Input) -> ListObjectsV2Output;
+    create_multipart_upload:
+        create_multipart_upload(CreateMultipartUploadInput) -> CreateMultipartUploadOutput;
+    upload_part:
+        upload_part(UploadPartInput) -> UploadPartOutput;
+    upload_part_copy:
+        upload_part_copy(UploadPartCopyInput) -> UploadPartCopyOutput;
+    complete_multipart_upload:
+        complete_multipart_upload(CompleteMultipartUploadInput) -> CompleteMultipartUploadOutput;
+    abort_multipart_upload:
+        abort_multipart_upload(AbortMultipartUploadInput) -> AbortMultipartUploadOutput;
+    list_parts:
+        list_parts(ListPartsInput) -> ListPartsOutput;
+    list_multipart_uploads:
+        list_multipart_uploads(ListMultipartUploadsInput) -> ListMultipartUploadsOutput;
+}
+
+/// Sets what s3s does not: an answer with a range to HEAD is 206 as well, and a body is sent with its type alone.
+pub fn fix_status<B>(method: &Method, response: &mut http::Response<B>) {
+    let partial = response.headers().contains_key(http::header::CONTENT_RANGE);
+    if method == Method::HEAD && partial && response.status() == StatusCode::OK {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+}
+
+/// The headers that the client sent, those included that are hidden from s3s.
+fn headers<'a>(headers: &'a HeaderMap, extensions: &'a Extensions) -> &'a HeaderMap {
+    extensions
+        .get::<lenient::Original>()
+        .map_or(headers, |original| &original.0)
+}
+
+/// There are no versions: only the one that `null` names.
+fn check_version(version: Option<&str>) -> S3Result<()> {
+    match version {
+        None | Some("null") => Ok(()),
+        Some(other) => Err(invalid_argument(
+            "Invalid version id specified",
+            "versionId",
+            other,
+        )),
+    }
+}
+
+/// The id of an upload; one that is none of ours names no upload.
+fn parse_upload_id(id: &str) -> Result<UploadId, strongroom_engine::Error> {
+    UploadId::parse(id).ok_or(strongroom_engine::Error::NoSuchUpload)
+}
+
+fn part_number(number: i32) -> S3Result<u16> {
+    u16::try_from(number)
+        .ok()
+        .filter(|n| (1..=PARTS_MAX).contains(n))
+        .ok_or_else(|| {
+            invalid_argument(
+                "Part number must be an integer between 1 and 10000, inclusive",
+                "partNumber",
+                &number.to_string(),
+            )
+        })
+}
+
+fn etag(tag: &str) -> ETag {
+    ETag::Strong(tag.to_owned())
+}
+
+fn owner() -> Owner {
+    Owner {
+        display_name: None,
+        id: Some(auth::OWNER_ID.into()),
+    }
+}
+
+/// Lengths in S3's types; none is longer than what they hold.
+fn signed(length: u64) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
+}
+
+fn length(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
