@@ -50,7 +50,8 @@ pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result
         .map_or(0, |(id, _)| id + 1)
         .max(checkpoint.next_segment);
     let freed = freed(index)?;
-    let clean = checkpoint.live.is_some();
+    // A store just made has nothing to recover.
+    let clean = checkpoint.live.is_some() || boot == 1;
     let mut recovered = Recovered {
         boot,
         next_segment,
