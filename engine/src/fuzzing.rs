@@ -11,10 +11,17 @@ use crate::segment::{Checkpoint, block};
 pub fn record(bytes: &[u8]) {
     fn check<T: for<'b> Decode<'b, ()> + minicbor::Encode<()> + PartialEq>(bytes: &[u8]) {
         let sealer = Sealer::new(&Secret::new([1; 32]));
-        assert!(sealer.open::<T>("objects", b"key", bytes).is_err(), "noise is not a seal");
+        assert!(
+            sealer.open::<T>("objects", b"key", bytes).is_err(),
+            "noise is not a seal"
+        );
         if let Ok(record) = minicbor::decode::<T>(bytes) {
             let value = sealer.seal("objects", b"key", 7, &record);
-            assert!(sealer.open::<T>("objects", b"key", &value).is_ok_and(|(n, r)| n == 7 && r == record));
+            assert!(
+                sealer
+                    .open::<T>("objects", b"key", &value)
+                    .is_ok_and(|(n, r)| n == 7 && r == record)
+            );
         }
     }
     check::<Object>(bytes);

@@ -62,6 +62,10 @@ pub const INDEX_RECORD_BYTES: u64 = 600;
 
 pub const INDEX_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 pub const INDEX_MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
+/// A journal is replaced by a new one past this size, which is fjall's and not ours to choose; filler to get there goes in
+/// pieces of this size.
+pub const INDEX_JOURNAL_BYTES: u64 = 64_000_000;
+pub const INDEX_FILLER_BYTES: usize = 8 * 1024 * 1024;
 pub const INDEX_JOURNAL_BYTES_MAX: u64 = 96 * 1024 * 1024;
 
 /// Entries one listing call returns at most.

@@ -483,6 +483,60 @@ fn uploads_left_behind_take_no_space() {
     assert!(bytes < 3_300_000, "{bytes} bytes for 3,000,000 live ones");
 }
 
+fn disk_bytes(dir: &Path) -> u64 {
+    std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap())
+        .map(|e| match e.file_type() {
+            Ok(kind) if kind.is_dir() => disk_bytes(&e.path()),
+            // A file can go between the listing and the look.
+            _ => e.metadata().map_or(0, |m| m.blocks() * 512),
+        })
+        .sum()
+}
+
+#[test]
+fn small_objects_deleted_leave_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = dir.path().join("index");
+    with_store(dir.path(), End::Close, move |shard| async move {
+        for round in 0..2 {
+            let puts: Vec<_> = (0..3000)
+                .map(|i| {
+                    let shard = Rc::clone(&shard);
+                    glommio::spawn_local(async move {
+                        put(&shard, &format!("k{i}"), &plain(9_000, round), true).await
+                    })
+                })
+                .collect();
+            for put in puts {
+                put.await.unwrap();
+            }
+        }
+        assert_eq!(get(&shard, "k7", 0, 9_000).await.unwrap(), plain(9_000, 1));
+        assert!(disk_bytes(&index) > 27_000_000);
+        for i in 1..3000 {
+            shard
+                .delete(BUCKET, &format!("k{i}"), &Condition::default())
+                .await
+                .unwrap();
+        }
+        let begun = std::time::Instant::now();
+        while disk_bytes(&index) > 3_000_000 {
+            assert!(
+                begun.elapsed().as_secs() < 20,
+                "{} bytes are left",
+                disk_bytes(&index)
+            );
+            glommio::timer::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        assert_eq!(get(&shard, "k0", 0, 9_000).await.unwrap(), plain(9_000, 1));
+    });
+    with_store(dir.path(), End::Close, |shard| async move {
+        assert_eq!(get(&shard, "k0", 0, 9_000).await.unwrap(), plain(9_000, 1));
+    });
+}
+
 #[test]
 fn a_reader_keeps_what_it_reads_until_it_is_done() {
     let dir = tempfile::tempdir().unwrap();

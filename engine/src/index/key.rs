@@ -7,11 +7,15 @@
 //! inline    commit sequence (8 bytes, big-endian) of the record that names it
 //! freed     commit sequence (8 bytes, big-endian) of the commit that freed it
 //! buckets   bucket
+//! all       FF: the mark, an entry of no meaning
 //! ```
 //!
 //! A zero byte within `key` is written as `00 FF`, so that no key is a prefix of another one's entry and raw keys sort as bytes.
 
 use crate::record::UploadId;
+
+/// An entry of no meaning in any keyspace; it begins no bucket and is no whole part or sequence.
+pub const MARK: &[u8] = &[0xff];
 
 const NULL_VERSION: [u8; 8] = [0; 8];
 

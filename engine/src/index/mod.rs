@@ -93,7 +93,10 @@ impl Index {
                     Space::Inline => plain.with_kv_separation(Some(
                         KvSeparationOptions::default()
                             .compression(CompressionType::None)
-                            .separation_threshold(1024),
+                            .separation_threshold(1024)
+                            // Files of any age are rewritten once a quarter of their values is dead.
+                            .staleness_threshold(0.25)
+                            .age_cutoff(1.0),
                     )),
                     _ => plain.data_block_size_policy(BlockSizePolicy::all(8 * 1024)),
                 }
@@ -118,6 +121,9 @@ impl Index {
         let mut all = BTreeMap::new();
         for entry in self.space(Space::Buckets).iter() {
             let (key, value) = entry.into_inner().map_err(io)?;
+            if key == key::MARK {
+                continue;
+            }
             let (_, bucket): (u64, Bucket) =
                 self.sealer.open(Space::Buckets.name(), &key, &value)?;
             all.insert(bucket.name.clone(), Arc::new(bucket));
@@ -170,15 +176,46 @@ impl Index {
         self.db.disk_space().map_err(io)
     }
 
-    /// Rewrites the tables so that what was deleted leaves the disk: memtables to tables, journals dropped, dead values collected.
+    /// Makes what was deleted leave the disk: memtables become tables, the journal begins anew, dead entries and values go.
+    ///
+    /// fjall replaces a journal only past a size of its own choosing, so it is made to, with filler that is dropped right after;
+    /// and it removes the old one only while every keyspace has a table as young as that journal, so each gets a mark.
     pub fn compact(&self) -> Result<()> {
+        self.flush()?;
+        let filler = vec![0u8; limits::INDEX_FILLER_BYTES];
+        let pieces = limits::INDEX_JOURNAL_BYTES / limits::INDEX_FILLER_BYTES as u64 + 1;
+        let journals = self.db.journal_count();
+        for _ in 0..pieces {
+            if self.db.journal_count() > journals {
+                break;
+            }
+            self.mark(&[Space::Meta], &filler)?;
+        }
+        self.mark(&Space::ALL, &[])?;
+        for space in Space::ALL {
+            self.space(space).major_compact().map_err(io)?;
+        }
+        // The first pass finds which values are dead, the second leaves them behind.
+        self.space(Space::Inline).major_compact().map_err(io)?;
+        // Files of replaced tables go with the next flush.
+        self.mark(&[Space::Meta], &[])
+    }
+
+    fn flush(&self) -> Result<()> {
         for space in Space::ALL {
             self.space(space).rotate_memtable_and_wait().map_err(io)?;
         }
-        for space in [Space::Inline, Space::Objects, Space::Parts, Space::Freed] {
-            self.space(space).major_compact().map_err(io)?;
-        }
         Ok(())
+    }
+
+    /// Writes something of no meaning and flushes it.
+    fn mark(&self, spaces: &[Space], bytes: &[u8]) -> Result<()> {
+        let mut batch = self.db.batch();
+        for space in spaces {
+            batch.insert(self.space(*space), key::MARK, bytes);
+        }
+        batch.commit().map_err(io)?;
+        self.flush()
     }
 }
 

@@ -13,7 +13,7 @@ use minicbor::Decode;
 
 use super::commit::meta;
 use super::record::{Data, Extent, Object, Part, Upload};
-use super::{Index, Space, io, record};
+use super::{Index, Space, io, key, record};
 use crate::error::{Error, Result};
 use crate::segment::block::{self, Kind};
 use crate::segment::reclaim::{Freed, punch_file};
@@ -116,6 +116,9 @@ fn freed(index: &Index) -> Result<Vec<Freed>> {
     let mut all = Vec::new();
     for entry in index.space(Space::Freed).iter() {
         let (key, value) = entry.into_inner().map_err(io)?;
+        if key == key::MARK {
+            continue;
+        }
         let (_, extents): (u64, Vec<Extent>) =
             index.sealer.open(Space::Freed.name(), &key, &value)?;
         let at =
@@ -199,6 +202,9 @@ fn each<T: for<'b> Decode<'b, ()>>(
 ) -> Result<()> {
     for entry in index.space(space).iter() {
         let (key, value) = entry.into_inner().map_err(io)?;
+        if key == key::MARK {
+            continue;
+        }
         let (_, record) = index.sealer.open(space.name(), &key, &value)?;
         f(record);
     }
