@@ -65,6 +65,18 @@ class Reads(kit.Case):
             self.get("missing", IfNoneMatch="*")
 
 
+def each_write(test):
+    """Runs a test for put, complete and copy, each with a bucket of its own."""
+
+    def run(self):
+        for write in (self.by_put, self.by_complete, self.by_copy):
+            with self.subTest(write=write.__name__):
+                self.bucket = self.new_bucket()
+                test(self, write)
+
+    return run
+
+
 class Writes(kit.Case):
     """Put, complete and copy obey the same rules: `write(key, **conditions)` is one of them."""
 
@@ -82,54 +94,48 @@ class Writes(kit.Case):
         source = {"Bucket": self.bucket, "Key": "the source"}
         return self.s3.copy_object(Bucket=self.bucket, Key=key, CopySource=source, **conditions)
 
-    def each(self):
-        for write in (self.by_put, self.by_complete, self.by_copy):
-            with self.subTest(write=write.__name__):
-                self.bucket = self.new_bucket()
-                yield write
-
-    def test_only_if_absent(self):
-        for write in self.each():
+    @each_write
+    def test_only_if_absent(self, write):
+        write("key", IfNoneMatch="*")
+        self.assertBody("key", b"new")
+        self.put("key", b"old")
+        with self.refused(412, "PreconditionFailed") as error:
             write("key", IfNoneMatch="*")
-            self.assertBody("key", b"new")
-            self.put("key", b"old")
-            with self.refused(412, "PreconditionFailed") as error:
-                write("key", IfNoneMatch="*")
-            self.assertEqual(error["Error"].get("Condition"), "If-None-Match")
-            self.assertBody("key", b"old")
-            self.delete("key")
-            write("key", IfNoneMatch="*")
-            self.assertBody("key", b"new")
+        self.assertEqual(error["Error"].get("Condition"), "If-None-Match")
+        self.assertBody("key", b"old")
+        self.delete("key")
+        write("key", IfNoneMatch="*")
+        self.assertBody("key", b"new")
 
-    def test_only_this_version(self):
-        for write in self.each():
-            etag = self.put("key", b"old")["ETag"]
-            with self.refused(412, "PreconditionFailed") as error:
-                write("key", IfMatch=ABSENT_ETAG)
-            self.assertEqual(error["Error"].get("Condition"), "If-Match")
-            self.assertBody("key", b"old")
+    @each_write
+    def test_only_this_version(self, write):
+        etag = self.put("key", b"old")["ETag"]
+        with self.refused(412, "PreconditionFailed") as error:
+            write("key", IfMatch=ABSENT_ETAG)
+        self.assertEqual(error["Error"].get("Condition"), "If-Match")
+        self.assertBody("key", b"old")
+        write("key", IfMatch=etag)
+        self.assertBody("key", b"new")
+        with self.refused(412, "PreconditionFailed"):
             write("key", IfMatch=etag)
-            self.assertBody("key", b"new")
-            with self.refused(412, "PreconditionFailed"):
-                write("key", IfMatch=etag)
 
-    def test_this_version_of_nothing(self):
-        for write in self.each():
-            with self.refused(404, "NoSuchKey"):
-                write("missing", IfMatch=ABSENT_ETAG)
-            self.assertNotIn("missing", self.keys())
+    @each_write
+    def test_this_version_of_nothing(self, write):
+        with self.refused(404, "NoSuchKey"):
+            write("missing", IfMatch=ABSENT_ETAG)
+        self.assertNotIn("missing", self.keys())
 
-    def test_forms_beyond_s3(self):
+    @each_write
+    def test_forms_beyond_s3(self, write):
         """S3 answers 501; the meaning these have in HTTP is fine too. Ignoring them is not."""
-        for write in self.each():
-            etag = self.put("key", b"old")["ETag"]
-            with self.refused((412, 501)):
-                write("key", IfNoneMatch=etag)
-            with self.refused((404, 412, 501)):
-                write("missing", IfMatch="*")
-            with self.refused((412, 501)):
-                write("key", IfMatch=ABSENT_ETAG, IfNoneMatch="*")
-            self.assertBody("key", b"old")
+        etag = self.put("key", b"old")["ETag"]
+        with self.refused((412, 501)):
+            write("key", IfNoneMatch=etag)
+        with self.refused((404, 412, 501)):
+            write("missing", IfMatch="*")
+        with self.refused((412, 501)):
+            write("key", IfMatch=ABSENT_ETAG, IfNoneMatch="*")
+        self.assertBody("key", b"old")
 
     def test_refused_with_a_big_body(self):
         """The client learns why, although it is still sending."""
