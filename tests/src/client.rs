@@ -4,6 +4,7 @@
 use std::io::{self, Read};
 use std::net::SocketAddr;
 
+use crate::data::Pattern;
 use crate::sigv4::{self, Credentials, Moment, Parts, UNSIGNED_PAYLOAD};
 use crate::wire::{Connection, Head};
 
@@ -35,6 +36,16 @@ pub struct Request<'a> {
     pub query: &'a str,
     /// Lower-case names, all signed.
     pub headers: &'a [(&'a str, &'a str)],
+}
+
+/// What came of reading an object that may be damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Complete and right.
+    Right,
+    Absent,
+    /// An error status, or an answer that broke off.
+    Error(String),
 }
 
 /// One line of a listing.
@@ -100,7 +111,8 @@ impl Client {
         self.send("DELETE", bucket, key, "", &[])
     }
 
-    fn send(
+    /// A request without headers of its own; `query` is encoded already.
+    pub fn send(
         &mut self,
         method: &str,
         bucket: &str,
@@ -140,6 +152,33 @@ impl Client {
     /// Sends a GET and hands the body over piece by piece. The length is checked by the transport.
     pub fn fetch(&mut self, request: &Request<'_>, sink: impl FnMut(&[u8])) -> io::Result<Head> {
         self.exchange(request, 0, &mut io::empty(), sink)
+    }
+
+    /// Reads an object of known content. Whatever else happens, a wrong byte in an answer of 200 is a panic, also in
+    /// an answer that breaks off later.
+    pub fn probe(&mut self, bucket: &str, key: &str, content: &Pattern, length: u64) -> Outcome {
+        let request = Request {
+            method: "GET",
+            bucket,
+            key,
+            ..Request::default()
+        };
+        let (mut at, mut wrong) = (0, None);
+        let head = self.fetch(&request, |piece| {
+            if wrong.is_none() && !content.matches(at, piece) {
+                wrong = Some(at);
+            }
+            at += piece.len() as u64;
+        });
+        match head {
+            Ok(head) if head.status == 404 => Outcome::Absent,
+            Ok(head) if head.status != 200 => Outcome::Error(format!("status {}", head.status)),
+            Ok(_) if wrong.is_none() && at == length => Outcome::Right,
+            Err(e) if wrong.is_none() => Outcome::Error(e.to_string()),
+            answer => panic!(
+                "{bucket}/{key}: wrong bytes from {wrong:?} on, {at} of {length} sent: {answer:?}"
+            ),
+        }
     }
 
     /// All objects of a bucket, by ListObjectsV2, page after page.
@@ -222,6 +261,17 @@ pub fn head_bytes(
     request: &Request<'_>,
     length: u64,
 ) -> String {
+    head_bytes_with(endpoint, moment, request, length, UNSIGNED_PAYLOAD)
+}
+
+/// The same with another `x-amz-content-sha256`, of which the caller makes the body.
+pub fn head_bytes_with(
+    endpoint: &Endpoint,
+    moment: &Moment,
+    request: &Request<'_>,
+    length: u64,
+    payload_hash: &str,
+) -> String {
     let host = endpoint.address.to_string();
     let path = match (request.bucket, request.key) {
         ("", _) => "/".to_owned(),
@@ -235,7 +285,7 @@ pub fn head_bytes(
         path: &path,
         query: request.query,
         headers: &headers,
-        payload_hash: UNSIGNED_PAYLOAD,
+        payload_hash,
     };
     let signed = sigv4::sign(&endpoint.credentials, moment, &parts);
     let question = if request.query.is_empty() { "" } else { "?" };

@@ -1,4 +1,4 @@
-//! Test data: bytes that a seed names, so that content needs no copy to be compared with.
+//! Test data: bytes that a seed names, so that content needs no copy to be compared with; and a seeded chance.
 
 use std::io::Read;
 
@@ -54,12 +54,51 @@ impl Pattern {
     }
 
     /// The first `len` bytes as a stream.
-    pub fn reader(&self, len: u64) -> impl Read {
+    pub fn reader(&self, len: u64) -> impl Read + use<> {
         Reader {
             pattern: self.clone(),
             at: 0,
             len,
         }
+    }
+}
+
+/// A small random generator whose seed is printed, so that a failure can be run again
+/// (`STRONGROOM_TEST_SEED=N`).
+pub struct Chance(u64);
+
+impl Chance {
+    /// From `STRONGROOM_TEST_SEED`, else from the clock.
+    pub fn from_env() -> Self {
+        let given = std::env::var("STRONGROOM_TEST_SEED").ok();
+        let seed = given.and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.map_or(1, |d| {
+                d.as_secs() * 1_000_000 + u64::from(d.subsec_micros())
+            })
+        });
+        eprintln!("STRONGROOM_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// An independent generator, for a thread of its own.
+    pub fn branch(&mut self) -> Self {
+        Self(self.number())
+    }
+
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+
+    /// A number in `from..to`.
+    pub fn within(&mut self, from: u64, to: u64) -> u64 {
+        from + self.number() % (to - from)
+    }
+
+    /// Whether an event of one in `n` happens.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.number().is_multiple_of(n)
     }
 }
 

@@ -23,8 +23,12 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
 
 /// Bytes that the files below `dir` take on disk, as `du` counts them: holes are free.
 pub fn used_bytes(dir: &Path) -> u64 {
-    let blocks = |f: PathBuf| std::fs::metadata(f).map_or(0, |m| m.blocks());
-    files(dir).into_iter().map(|f| blocks(f) * 512).sum()
+    files(dir).iter().map(|f| used_bytes_of(f)).sum()
+}
+
+/// Bytes that one file takes on disk; 0 when it is gone.
+pub fn used_bytes_of(file: &Path) -> u64 {
+    std::fs::metadata(file).map_or(0, |m| m.blocks() * 512)
 }
 
 /// Waits until `dir` takes at most `limit` bytes; panics with the largest files when it does not.
@@ -49,7 +53,7 @@ pub fn wait_used_at_most(dir: &Path, limit: u64, patience: Duration) -> Duration
 fn largest(dir: &Path) -> String {
     let mut sizes: Vec<(u64, PathBuf)> = files(dir)
         .into_iter()
-        .filter_map(|f| Some((std::fs::metadata(&f).ok()?.blocks() * 512, f)))
+        .map(|f| (used_bytes_of(&f), f))
         .collect();
     sizes.sort_by(|a, b| b.cmp(a));
     let lines = sizes.into_iter().take(8);
