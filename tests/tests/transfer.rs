@@ -148,7 +148,7 @@ fn the_largest_single_put() {
         .expect(200);
     let size: u64 = scaled(300 << 20, 5 << 30);
     let content = Pattern::named("large");
-    let mut request = Request {
+    let request = Request {
         method: "PUT",
         bucket: "large",
         key: "key",
@@ -160,15 +160,12 @@ fn the_largest_single_put() {
     for from in [0, size / 2, size - 100_000] {
         let range = format!("bytes={from}-{}", from + 99_999);
         let headers = [("range", range.as_str())];
-        request = Request {
+        let part = Request {
             method: "GET",
             headers: &headers,
-            ..request
+            ..request.clone()
         };
-        let got = client
-            .request(&request, &[])
-            .expect("an answer")
-            .expect(206);
+        let got = client.request(&part, &[]).expect("an answer").expect(206);
         assert!(content.matches(from, &got.body));
     }
     let over = Request {
