@@ -1,1 +1,5 @@
 //! Benches, load generator and recorded results.
+
+pub mod load;
+pub mod machine;
+pub mod measured;

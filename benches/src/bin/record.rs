@@ -1,0 +1,158 @@
+//! `record`: a run of the whole matrix against servers of its own, written to a file that can be compared with others.
+
+#![allow(clippy::print_stdout)]
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use strongroom_benches::load::{Plan, Verb, prepare, run};
+use strongroom_benches::machine::{Access, description, disk};
+use strongroom_benches::measured::{Measured, parse_size, show_size};
+use strongroom_tests::{Config, Server, binary};
+
+/// Starts servers, sealed and not, plain and TLS; puts and gets objects of each size; measures the disk beside them;
+/// writes a Markdown file.
+#[derive(Parser)]
+struct Arguments {
+    /// The file to write.
+    #[arg(long)]
+    out: PathBuf,
+    #[arg(long, value_delimiter = ',', value_parser = parse_size, default_value = "4KiB,64KiB,1MiB,16MiB")]
+    sizes: Vec<u64>,
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
+    #[arg(long, default_value_t = 2)]
+    shards: usize,
+    /// Of each measurement.
+    #[arg(long, default_value_t = 6)]
+    seconds: u64,
+}
+
+/// A way to run the server.
+struct Setup {
+    name: &'static str,
+    config: Config,
+}
+
+fn setups(shards: usize) -> Vec<Setup> {
+    let unsealed = ["--default-encryption", "none"];
+    let opaque = ["--etag", "opaque"];
+    let setup = |name, config: Config| Setup {
+        name,
+        config: config.shards(shards),
+    };
+    vec![
+        setup("sealed, plain HTTP", Config::http()),
+        setup(
+            "sealed, plain HTTP, opaque ETags",
+            Config::http().args(opaque),
+        ),
+        setup("sealed, TLS", Config::tls()),
+        setup("unsealed, plain HTTP", Config::http().args(unsealed)),
+        setup("unsealed, TLS", Config::tls().args(unsealed)),
+    ]
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if cfg!(debug_assertions) {
+        eprintln!("warning: a development build; use `cargo run --release` for numbers that count");
+    }
+    match record(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn record(arguments: &Arguments) -> Result<(), String> {
+    let mut text = String::from("# Load on one server\n\n");
+    for (name, value) in description() {
+        writeln!(text, "- {name}: {value}").expect("in memory");
+    }
+    writeln!(
+        text,
+        "- {} shards, {} connections with one request in flight each, {} s per line, generator on the same cores\n\n\
+         Requests are signed before the clock starts, with an unsigned payload. GB and MB are decimal. Server CPU is of the\n\
+         whole process, user and kernel. PUT overwrites the same objects in turn.\n",
+        arguments.shards, arguments.connections, arguments.seconds
+    )
+    .expect("in memory");
+    for setup in setups(arguments.shards) {
+        println!("{}", setup.name);
+        writeln!(text, "## {}\n\n{}", setup.name, lines(arguments, &setup)?).expect("in memory");
+    }
+    writeln!(text, "## The disk alone\n\n{}", disk_lines(arguments)?).expect("in memory");
+    std::fs::write(&arguments.out, text).map_err(|e| format!("{}: {e}", arguments.out.display()))
+}
+
+fn lines(arguments: &Arguments, setup: &Setup) -> Result<String, String> {
+    let mut table = Measured::TABLE_HEAD.to_owned();
+    for &size in &arguments.sizes {
+        // A fresh server for each size: what one left behind does not weigh on the next.
+        let server = setup.config.clone().start();
+        for (verb, name) in [(Verb::Put, "PUT"), (Verb::Get, "GET")] {
+            let plan = plan(arguments, &server, verb, size);
+            prepare(&plan).map_err(|e| format!("{}, {name} of {size}: {e}", setup.name))?;
+            let measured = run(&plan);
+            let line = measured.table_line(name, &show_size(size));
+            print!("{line}");
+            table += &line;
+        }
+    }
+    Ok(table)
+}
+
+fn plan(arguments: &Arguments, server: &Server, verb: Verb, size: u64) -> Plan {
+    let share = (1 << 30) / size / arguments.connections as u64;
+    Plan {
+        endpoint: server.endpoint(),
+        bucket: "load".into(),
+        verb,
+        size,
+        connections: arguments.connections,
+        duration: Duration::from_secs(arguments.seconds),
+        warm_up: Duration::from_secs(1),
+        keys: usize::try_from(share.clamp(2, 200)).expect("at most 200"),
+        pid: Some(server.pid()),
+        verify: false,
+    }
+}
+
+fn disk_lines(arguments: &Arguments) -> Result<String, String> {
+    let dir = tempfile::tempdir_in(binary::scratch()).map_err(|e| e.to_string())?;
+    let mut table = format!(
+        "`fio`, direct I/O, {} jobs, in the directory of the servers.\n\n\
+         | access | block | operations/s | MB/s |\n| --- | ---: | ---: | ---: |\n",
+        arguments.connections
+    );
+    for &size in &arguments.sizes {
+        for (access, name) in [
+            (Access::WriteSynced, "write, sync after each"),
+            (Access::Write, "write"),
+            (Access::Read, "random read"),
+        ] {
+            let found = disk(
+                dir.path(),
+                access,
+                size,
+                arguments.connections,
+                arguments.seconds,
+            )?;
+            let line = format!(
+                "| {name} | {} | {:.0} | {:.1} |\n",
+                show_size(size),
+                found.operations_per_second,
+                found.megabytes_per_second
+            );
+            print!("{line}");
+            table += &line;
+        }
+    }
+    Ok(table)
+}

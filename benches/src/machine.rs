@@ -1,0 +1,103 @@
+//! What a recorded number depends on besides the code: machine, kernel, compiler, revision, and the disk's own speed.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Lines for the head of a record.
+pub fn description() -> Vec<(&'static str, String)> {
+    let first = |file: &str, field: &str| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let line = text.lines().find(|l| l.starts_with(field)).unwrap_or("");
+        let value = line.split_once(':').map_or("", |(_, v)| v).trim();
+        value.to_owned()
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    vec![
+        ("processor", first("/proc/cpuinfo", "model name")),
+        ("cores", cores.to_string()),
+        ("memory", first("/proc/meminfo", "MemTotal")),
+        ("kernel", output("uname", &["-sr"])),
+        ("compiler", output("rustc", &["--version"])),
+        ("revision", revision()),
+        ("date", output("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
+    ]
+}
+
+/// The commit, marked when the tree is not as committed.
+fn revision() -> String {
+    let commit = output("git", &["rev-parse", "--short=12", "HEAD"]);
+    let changed = output("git", &["status", "--porcelain", "--untracked-files=no"]);
+    if changed.is_empty() {
+        commit
+    } else {
+        format!("{commit} with local changes")
+    }
+}
+
+fn output(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
+    text.unwrap_or_default().trim().to_owned()
+}
+
+/// What `fio` gets from the disk with direct I/O.
+#[derive(Debug, Clone, Copy)]
+pub struct Disk {
+    pub operations_per_second: f64,
+    pub megabytes_per_second: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Each job syncs after each write, as a store that acknowledges one object at a time must.
+    WriteSynced,
+    Write,
+    Read,
+}
+
+/// Runs `fio` in `dir` with the block size and as many jobs as the load has connections.
+pub fn disk(
+    dir: &Path,
+    access: Access,
+    block: u64,
+    jobs: usize,
+    seconds: u64,
+) -> Result<Disk, String> {
+    let read = access == Access::Read;
+    // Enough that reads find no cache in the device, and little enough to lay out in seconds.
+    let size = (256u64 << 20).max(block * 4);
+    let mut command = Command::new("fio");
+    command
+        .args([
+            "--name=disk",
+            "--direct=1",
+            "--ioengine=psync",
+            "--group_reporting",
+        ])
+        .args(["--output-format=json", "--time_based", "--unlink=1"])
+        .arg(format!("--rw={}", if read { "randread" } else { "write" }))
+        .arg(format!("--bs={block}"))
+        .arg(format!("--size={size}"))
+        .arg(format!("--numjobs={jobs}"))
+        .arg(format!("--runtime={seconds}"))
+        .arg(format!("--directory={}", dir.display()));
+    if access == Access::WriteSynced {
+        command.arg("--fdatasync=1");
+    }
+    let output = command
+        .output()
+        .map_err(|e| format!("fio does not start ({e}); install it to measure the disk"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let json = text.find('{').map_or("", |at| &text[at..]);
+    let value: serde_json::Value = serde_json::from_str(json)
+        .map_err(|e| format!("fio: {e}: {}", String::from_utf8_lossy(&output.stderr)))?;
+    let side = &value["jobs"][0][if read { "read" } else { "write" }];
+    let number = |name: &str| {
+        let missing = || format!("fio reports no {name}");
+        side[name].as_f64().ok_or_else(missing)
+    };
+    Ok(Disk {
+        operations_per_second: number("iops")?,
+        megabytes_per_second: number("bw_bytes")? / 1e6,
+    })
+}
