@@ -73,6 +73,8 @@ pub enum Outage {
 pub enum Place {
     #[error("keystore {0}")]
     Keystore(PathBuf),
+    #[error("backup of the keystore {0}")]
+    Backup(PathBuf),
     #[error("file key of the keystore {0}")]
     FileKey(PathBuf),
     #[error("stored ciphertext of a data key under key {0:?}")]

@@ -5,8 +5,6 @@
 //! - There is no fallback: when the named key cannot be used, the answer is an [`Error`].
 //! - Changes of the keystore are durable when the call that makes them returns.
 
-#![allow(dead_code)]
-
 mod cache;
 mod ciphertext;
 mod context;
@@ -45,7 +43,13 @@ pub use kes::api_key::{ApiKey, ClientCertificate};
 pub use kes::client::{
     Connection, KesClient, KesKey, KesStatus, LocalFuture, Request, Response, SendError,
 };
+pub use kes::import::Imported;
+pub use kes::server::{
+    KesCacheExpiry, KesConfig, KesServer, KesTls, LogReader, RequestBody, ServerBody, ServerLimits,
+    ServerRequest, ServerResponse,
+};
 pub use keys::{Kes, Keys, KeysOptions, NewKey, OpenKey, Source, StoredDataKey};
+pub use keystore::backup::Restored;
 pub use lease::{KeyHold, KeyLease};
 pub use root::{Generated, RootKey};
 pub use secret::DataKey;
@@ -166,6 +170,16 @@ impl Kms {
         })
     }
 
+    /// As [`Kms::open`], where there has to be a keystore: in a data directory that has objects, a missing
+    /// one is damage, and a new one would only hide it.
+    pub fn open_existing(dir: &Path, root: RootKey) -> Result<Kms, Error> {
+        if !Self::exists(dir) {
+            let place = dir.join(keystore::files::DIRECTORY);
+            return Err(Error::Corrupt(Place::Keystore(place)));
+        }
+        Self::open(dir, root)
+    }
+
     /// Whether the data directory holds a keystore.
     #[must_use]
     pub fn exists(dir: &Path) -> bool {
@@ -235,6 +249,34 @@ impl Kms {
     /// Destroys the keys whose waiting period is over; called now and then. Returns their names.
     pub fn destroy_due_keys(&self) -> Result<Vec<String>, Error> {
         self.keystore.destroy_due(now_ms())
+    }
+
+    /// Takes over the keys of a KES file-system keystore: all of them, or none and an error.
+    pub fn import_kes(&self, directory: &Path) -> Result<Imported, Error> {
+        kes::import::import(&self.keystore, directory)
+    }
+
+    /// Writes all keys to a new file, sealed under `key`: the store's root key, or one kept for backups.
+    /// Says how many keys that is.
+    pub fn backup(&self, file: &Path, key: &RootKey) -> Result<usize, Error> {
+        self.keystore.backup(file, key, now_ms())
+    }
+
+    /// Adds what a backup holds and the keystore does not. Nothing is replaced; a key of the same name and
+    /// version with other bytes is an error, and then nothing is added either.
+    pub fn restore(&self, file: &Path, key: &RootKey) -> Result<Restored, Error> {
+        self.keystore.restore(file, key)
+    }
+
+    /// Makes a keystore from a backup, in a data directory that has none, or whose own is moved aside
+    /// because it cannot be opened any more. The caller holds the data directory's lock.
+    pub fn replace_by_backup(
+        dir: &Path,
+        root: &RootKey,
+        file: &Path,
+        key: &RootKey,
+    ) -> Result<Restored, Error> {
+        keystore::backup::replace(dir, root, file, key, now_ms())
     }
 
     /// Drops every key from memory. Whatever needs one fails with [`Outage::Sealed`] from now on, after a
@@ -619,14 +661,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let kms = Kms::open(dir.path(), RootKey::generate()).ok().unwrap();
         kms.create_key("canary-name").unwrap();
-        let book = kms.keystore.copy().ok().unwrap();
         for entry in std::fs::read_dir(dir.path().join("keystore")).unwrap() {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();
             let holds = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
             assert!(!holds(b"canary-name"));
-            for key in book.keys.values() {
-                assert!(!holds(key.versions[0].material.expose()));
-            }
+            kms.keystore
+                .with_key("canary-name", |held| {
+                    assert!(!holds(held.current().material.expose()));
+                    Ok(())
+                })
+                .unwrap();
         }
     }
 

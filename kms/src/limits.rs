@@ -8,6 +8,8 @@ pub(crate) const STATIC_KEY_NAME_BYTES_MAX: usize = 256;
 pub(crate) const KEY_FILE_BYTES_MAX: u64 = 4 << 10;
 /// KES servers of one configuration.
 pub(crate) const KES_ENDPOINTS_MAX: usize = 64;
+/// Bytes of one key in a KES file-system keystore; a real one has some 200.
+pub(crate) const KES_KEY_FILE_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a KES answer.
 pub(crate) const KES_ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Names the keystore may hold, destroyed ones included.

@@ -3,7 +3,9 @@
 pub(crate) mod api_key;
 pub(crate) mod certificate;
 pub(crate) mod client;
+pub(crate) mod import;
 pub(crate) mod proto;
+pub(crate) mod server;
 pub(crate) mod stored;
 
 #[cfg(test)]

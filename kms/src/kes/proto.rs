@@ -117,7 +117,7 @@ pub(crate) struct DescribeResponse {
     pub(crate) algorithm: String,
     #[serde(default)]
     pub(crate) created_at: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) created_by: String,
 }
 

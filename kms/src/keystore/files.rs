@@ -99,9 +99,45 @@ impl Files {
 
     /// Makes a keystore that holds `book`; durable when this returns.
     pub(crate) fn create(data_dir: &Path, root: &RootKey, book: &Book) -> Result<Files, Error> {
+        let mut files = Self::create_beside(data_dir, root, book)?;
+        let new = std::mem::replace(&mut files.directory, data_dir.join(DIRECTORY));
+        (|| {
+            renameat_with(CWD, &new, CWD, &files.directory, RenameFlags::NOREPLACE)?;
+            sync_directory(data_dir)
+        })()
+        .map_err(|e| Error::io("cannot make the keystore", &files.directory, e))?;
+        Ok(files)
+    }
+
+    /// Makes a keystore that holds `book`, and moves one that is in its place aside; says where to.
+    pub(crate) fn create_in_place_of(
+        data_dir: &Path,
+        root: &RootKey,
+        book: &Book,
+        now: u64,
+    ) -> Result<Option<PathBuf>, Error> {
+        if !Self::exist(data_dir) {
+            return Self::create(data_dir, root, book).map(|_| None);
+        }
+        let new = Self::create_beside(data_dir, root, book)?.directory;
+        let (place, aside) = (
+            data_dir.join(DIRECTORY),
+            data_dir.join(format!("{DIRECTORY}.replaced-{now}")),
+        );
+        (|| {
+            // At no moment is there no keystore: that would look like a first start.
+            renameat_with(CWD, &new, CWD, &place, RenameFlags::EXCHANGE)?;
+            renameat_with(CWD, &new, CWD, &aside, RenameFlags::NOREPLACE)?;
+            sync_directory(data_dir)
+        })()
+        .map_err(|e| Error::io("cannot replace the keystore", &place, e))?;
+        Ok(Some(aside))
+    }
+
+    /// Makes a whole keystore under another name.
+    fn create_beside(data_dir: &Path, root: &RootKey, book: &Book) -> Result<Files, Error> {
         let new = data_dir.join(format!("{DIRECTORY}.new"));
-        let io = |what| move |path: &Path, source| Error::io(what, path, source);
-        let failed = io("cannot make the keystore");
+        let failed = |path: &Path, source| Error::io("cannot make the keystore", path, source);
         match fs::remove_dir_all(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(failed(&new, error));
@@ -112,7 +148,7 @@ impl Files {
             .mode(0o700)
             .create(&new)
             .map_err(|e| failed(&new, e))?;
-        let mut files = Files {
+        let files = Files {
             directory: new.clone(),
             store_id: random::array(),
             root: RootKeys::new(root),
@@ -142,13 +178,7 @@ impl Files {
             file.sync_all()
         })()
         .map_err(|e| failed(&path, e))?;
-        files.directory = data_dir.join(DIRECTORY);
-        (|| {
-            sync_directory(&new)?;
-            renameat_with(CWD, &new, CWD, &files.directory, RenameFlags::NOREPLACE)?;
-            sync_directory(data_dir)
-        })()
-        .map_err(|e| failed(&files.directory, e))?;
+        sync_directory(&new).map_err(|e| failed(&new, e))?;
         Ok(files)
     }
 

@@ -8,6 +8,7 @@
 //! Readers do their cryptography under the lock, so when a change has swapped its book in, no key of the
 //! old one is in use.
 
+pub(crate) mod backup;
 pub(crate) mod book;
 pub(crate) mod files;
 
@@ -104,6 +105,21 @@ impl Keystore {
         })
     }
 
+    /// As [`Keystore::describe`], and when and by whom the key was made, to the nanosecond.
+    pub(crate) fn creation(&self, name: &str) -> Result<(KeyInfo, Timestamp, String), Error> {
+        name::check(name)?;
+        self.read(|book| match book.keys.get(name) {
+            Some(key) => {
+                let by = key
+                    .versions
+                    .first()
+                    .map(|version| version.created_by.clone());
+                Ok((info(name, key), key.created_at, by.unwrap_or_default()))
+            }
+            None => Err(Error::key(name, KeyProblem::NotFound)),
+        })
+    }
+
     /// Calls `with` on a key that may be used, under the lock.
     pub(crate) fn with_key<T>(
         &self,
@@ -140,18 +156,36 @@ impl Keystore {
 
     /// Takes over a key that another key store made.
     pub(crate) fn import(&self, name: &str, stored: StoredKey) -> Result<KeyInfo, Error> {
-        self.insert(name, |number| Key {
-            state: State::Enabled,
-            created_at: stored.created_at,
-            next_version: number + 1,
-            versions: vec![Version {
-                number,
-                algorithm: stored.algorithm,
-                material: stored.key,
-                hmac: stored.hmac,
-                created_at: stored.created_at,
-                created_by: stored.created_by,
-            }],
+        self.insert(name, |number| taken_over(number, stored))
+    }
+
+    /// Takes over many keys in one change: all of them or none.
+    pub(crate) fn import_all(&self, keys: Vec<(String, StoredKey)>) -> Result<(), Error> {
+        self.change(|book| {
+            let change = if keys.is_empty() {
+                Change::Nothing
+            } else {
+                Change::Replace
+            };
+            for (name, stored) in keys {
+                insert_into(book, &name, |number| taken_over(number, stored))?;
+            }
+            Ok(((), change))
+        })
+    }
+
+    /// Whether some version of a key has these bytes; nothing where there is no such key.
+    pub(crate) fn holds(&self, name: &str, material: &Secret32) -> Result<Option<bool>, Error> {
+        self.read(|book| {
+            let key = book
+                .keys
+                .get(name)
+                .filter(|key| key.state != State::Destroyed);
+            Ok(key.map(|key| {
+                key.versions
+                    .iter()
+                    .any(|version| version.material == *material)
+            }))
         })
     }
 
@@ -310,9 +344,37 @@ impl Keystore {
         Ok(())
     }
 
-    /// A copy of all that the keystore holds, sealed for safe-keeping.
-    pub(crate) fn copy(&self) -> Result<Book, Error> {
-        self.read(|book| Ok(book.clone()))
+    // Backups.
+
+    /// Writes everything to a sealed file; how many keys that is, destroyed ones left out.
+    pub(crate) fn backup(&self, path: &Path, key: &RootKey, now: u64) -> Result<usize, Error> {
+        let book = self.read(|book| Ok(book.clone()))?;
+        backup::write(&book, path, key, now)?;
+        let alive = book
+            .keys
+            .values()
+            .filter(|key| key.state != State::Destroyed);
+        Ok(alive.count())
+    }
+
+    /// Adds what a backup holds.
+    pub(crate) fn restore(&self, path: &Path, key: &RootKey) -> Result<backup::Restored, Error> {
+        let (made_at, from) = backup::read(path, key)?;
+        let keys = from
+            .keys
+            .values()
+            .filter(|key| key.state != State::Destroyed)
+            .count();
+        self.change(|book| {
+            let added = backup::merge(book, from)?;
+            let restored = backup::Restored {
+                made_at,
+                keys,
+                added,
+                moved_aside: None,
+            };
+            Ok((restored, Change::Replace))
+        })
     }
 
     // The one way to read, and the one way to change.
@@ -355,21 +417,8 @@ impl Keystore {
     }
 
     fn insert(&self, name: &str, make: impl FnOnce(u32) -> Key) -> Result<KeyInfo, Error> {
-        name::check(name)?;
         self.change(|book| {
-            let number = match book.keys.get(name) {
-                Some(key) if key.state != State::Destroyed => {
-                    return Err(Caller::KeyExists(name.to_owned()).into());
-                }
-                Some(key) => key.next_version,
-                None if book.keys.len() >= limits::KEYS_MAX => {
-                    return Err(Caller::KeystoreFull.into());
-                }
-                None => 1,
-            };
-            let key = make(number);
-            let info = info(name, &key);
-            book.keys.insert(name.to_owned(), key);
+            let info = insert_into(book, name, make)?;
             Ok((info, Change::Replace))
         })
     }
@@ -492,6 +541,43 @@ fn new_key(number: u32, now: u64, created_by: &str) -> Key {
             created_by: created_by.to_owned(),
         }],
     }
+}
+
+fn taken_over(number: u32, stored: StoredKey) -> Key {
+    Key {
+        state: State::Enabled,
+        created_at: stored.created_at,
+        next_version: number + 1,
+        versions: vec![Version {
+            number,
+            algorithm: stored.algorithm,
+            material: stored.key,
+            hmac: stored.hmac,
+            created_at: stored.created_at,
+            created_by: stored.created_by,
+        }],
+    }
+}
+
+/// Puts a key under a name that is not in use, numbered so that no version number is used twice.
+fn insert_into(
+    book: &mut Book,
+    name: &str,
+    make: impl FnOnce(u32) -> Key,
+) -> Result<KeyInfo, Error> {
+    name::check(name)?;
+    let number = match book.keys.get(name) {
+        Some(key) if key.state != State::Destroyed => {
+            return Err(Caller::KeyExists(name.to_owned()).into());
+        }
+        Some(key) => key.next_version,
+        None if book.keys.len() >= limits::KEYS_MAX => return Err(Caller::KeystoreFull.into()),
+        None => 1,
+    };
+    let key = make(number);
+    let info = info(name, &key);
+    book.keys.insert(name.to_owned(), key);
+    Ok(info)
 }
 
 fn destroy(key: &mut Key) {
