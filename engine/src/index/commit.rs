@@ -116,6 +116,7 @@ pub struct Committer {
     /// What this batch wrote so far, for those that follow in it.
     written: HashMap<(Space, Vec<u8>), Option<Vec<u8>>>,
     freed: Vec<Freed>,
+    inline_removed: Vec<u64>,
     added: Vec<Extent>,
     index_dead: u64,
 }
@@ -135,6 +136,7 @@ impl Committer {
             batch,
             written: HashMap::new(),
             freed: Vec::new(),
+            inline_removed: Vec::new(),
             added: Vec::new(),
             index_dead: 0,
             core,
@@ -216,6 +218,11 @@ impl Committer {
                 path: "index".into(),
                 reason: e.to_string(),
             };
+            // A batch is shown to readers entry by entry: the bytes of a small object go after the record that named them.
+            let inline = self.core.index.space(Space::Inline).clone();
+            for sequence in self.inline_removed.drain(..) {
+                self.batch.remove(&inline, key::sequence(sequence));
+            }
             let meta = self.core.index.space(Space::Meta).clone();
             self.batch
                 .insert(&meta, meta::SEQUENCE, record::encode(&self.sequence));
@@ -387,10 +394,7 @@ impl Committer {
             .copied()
             .chain(key_extent)
             .collect();
-        for named in inline_of {
-            let keyspace = self.core.index.space(Space::Inline).clone();
-            self.batch.remove(&keyspace, key::sequence(*named));
-        }
+        self.inline_removed.extend(inline_of);
         self.index_dead += limits::INDEX_RECORD_BYTES
             + streams
                 .iter()
