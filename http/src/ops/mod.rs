@@ -10,9 +10,10 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
 use http::{Extensions, HeaderMap, Method, StatusCode};
 use s3s::dto::*;
-use s3s::{S3, S3Request, S3Response, S3Result};
+use s3s::{Body, S3, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 use strongroom_engine::Shard;
 use strongroom_engine::record::UploadId;
@@ -195,12 +196,55 @@ operations! {
         list_multipart_uploads(ListMultipartUploadsInput) -> ListMultipartUploadsOutput;
 }
 
-/// Sets what s3s does not: an answer with a range to HEAD is 206 as well, and a body is sent with its type alone.
-pub fn fix_status<B>(method: &Method, response: &mut http::Response<B>) {
-    let partial = response.headers().contains_key(http::header::CONTENT_RANGE);
+/// Sets right what s3s does otherwise than S3.
+pub fn finish(method: &Method, response: &mut http::Response<Body>) {
+    let partial = response.headers().contains_key(CONTENT_RANGE);
     if method == Method::HEAD && partial && response.status() == StatusCode::OK {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
+    let kind = response.headers().get(CONTENT_TYPE);
+    if kind.is_some_and(|kind| kind == "application/xml")
+        && let Some(xml) = response.body().bytes()
+        && let Some(xml) = correct_xml(&xml)
+    {
+        response.headers_mut().remove(CONTENT_LENGTH);
+        *response.body_mut() = Body::from(xml);
+    }
+}
+
+/// Control characters as references, lest a reader loses them; and the one ETag that S3 writes without quotes. None where
+/// nothing is to be changed.
+fn correct_xml(xml: &[u8]) -> Option<Vec<u8>> {
+    let control = |b: &u8| *b < b' ' && !matches!(b, b'\n' | b'\t');
+    let root = &xml[..xml.len().min(ROOT_BYTES_MAX)];
+    let bare_etag = find(root, b"<GetObjectAttributesResponse").and_then(|_| {
+        let from = find(xml, ETAG)? + ETAG.len();
+        let to = from + find(&xml[from..], b"</ETag>")?;
+        Some(from..to)
+    });
+    if bare_etag.is_none() && !xml.iter().any(control) {
+        return None;
+    }
+    let quoted = bare_etag.unwrap_or(0..0);
+    let mut out = Vec::with_capacity(xml.len() + 64);
+    out.extend_from_slice(&xml[..quoted.start]);
+    let etag = String::from_utf8_lossy(&xml[quoted.clone()]);
+    out.extend_from_slice(etag.replace("&quot;", "").replace('"', "").as_bytes());
+    for byte in &xml[quoted.end..] {
+        match control(byte) {
+            true => out.extend_from_slice(format!("&#{byte};").as_bytes()),
+            false => out.push(*byte),
+        }
+    }
+    Some(out)
+}
+
+const ETAG: &[u8] = b"<ETag>";
+/// The name of a document's root stands within its first bytes.
+const ROOT_BYTES_MAX: usize = 128;
+
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
 }
 
 /// The headers that the client sent, those included that are hidden from s3s.
@@ -258,4 +302,46 @@ fn signed(length: u64) -> i64 {
 
 fn length(range: &Range<u64>) -> u64 {
     range.end - range.start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xml_keeps_control_characters_and_loses_the_quotes_of_one_etag() {
+        let correct = |xml: &str| {
+            correct_xml(xml.as_bytes()).map(|xml| String::from_utf8(xml).expect("text"))
+        };
+        assert_eq!(correct("<a>\n\t x</a>"), None);
+        assert_eq!(
+            correct("<a>x\r\u{1}</a>").as_deref(),
+            Some("<a>x&#13;&#1;</a>")
+        );
+        assert_eq!(
+            correct("<CopyObjectResult><ETag>&quot;e&quot;</ETag>"),
+            None
+        );
+        for quote in ["&quot;", "\""] {
+            let head = "<GetObjectAttributesResponse><ETag>";
+            let tail = "</ETag><a>&quot;</a></GetObjectAttributesResponse>";
+            let seen = correct(&format!("{head}{quote}e-1{quote}{tail}"));
+            assert_eq!(seen, Some(format!("{head}e-1{tail}")));
+        }
+    }
+
+    #[test]
+    fn an_answer_to_head_with_a_range_is_partial() {
+        let status = |method, range: bool| {
+            let mut response = http::Response::new(Body::empty());
+            if range {
+                let value = http::HeaderValue::from_static("bytes 0-1/2");
+                response.headers_mut().insert(CONTENT_RANGE, value);
+            }
+            finish(&method, &mut response);
+            response.status().as_u16()
+        };
+        assert_eq!(status(Method::HEAD, true), 206);
+        assert_eq!(status(Method::HEAD, false), 200);
+    }
 }

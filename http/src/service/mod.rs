@@ -200,7 +200,7 @@ impl Edge {
         }
         let method = parts.method.clone();
         let mut response = call(&self.s3, Request::from_parts(parts, content)).await;
-        ops::fix_status(&method, &mut response);
+        ops::finish(&method, &mut response);
         if is_head_of_bucket && let Ok(region) = HeaderValue::try_from(&self.region) {
             let headers = response.headers_mut();
             headers.entry("x-amz-bucket-region").or_insert(region);
