@@ -1,6 +1,7 @@
 """Copies: of whole objects and of ranges into parts."""
 
 import kit
+import raw
 
 P = kit.PACKAGE
 
@@ -74,7 +75,9 @@ class Copies(kit.Case):
             f"{self.bucket}%2Fdir%2Fa%20b%2B%C3%BC",
         ):
             with self.subTest(source):
-                self.s3.copy_object(Bucket=self.bucket, Key="copy", CopySource=source)
+                # Written by hand: boto3 has its own way to encode a source.
+                answer = raw.request("PUT", f"/{self.bucket}/copy", headers={"x-amz-copy-source": source})
+                self.assertEqual(answer.status, 200, answer)
                 self.assertBody("copy", b"odd")
                 self.delete("copy")
 

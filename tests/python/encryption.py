@@ -100,7 +100,8 @@ class Encryption(kit.Case):
             with self.subTest(body):
                 digest = {"content-md5": raw.b64(hashlib.md5(body).digest())}
                 answer = raw.request("PUT", f"/{self.bucket}", ["encryption"], headers=digest, body=body)
-                self.assertEqual((answer.status, answer.code), (400, "MalformedXML"), answer)
+                self.assertEqual(answer.status, 400, answer)
+                self.assertIn(answer.code, ("MalformedXML", "MissingRequestBodyError"))
         named = {"SSEAlgorithm": "AES256", "KMSMasterKeyID": "some-key"}
         with self.refused(400, "InvalidArgument"):
             self.configure({"Rules": [{"ApplyServerSideEncryptionByDefault": named}]})
@@ -119,7 +120,7 @@ class Encryption(kit.Case):
         answer = raw.request("PUT", f"/{self.bucket}/key", headers=headers, body=b"x")
         self.assertEqual((answer.status, answer.code), (400, "InvalidArgument"), answer)
         self.assertAbsent("key")
-        self.put("key")
+        self.put("key", ServerSideEncryption="AES256")
         headers = {"x-amz-server-side-encryption": "AES256"}
         for method in ("GET", "HEAD"):
             self.assertEqual(raw.request(method, f"/{self.bucket}/key", headers=headers).status, 400)

@@ -28,6 +28,11 @@ def code(body):
 
 
 class Base(kit.Case):
+    @classmethod
+    def setUpClass(cls):
+        # Left to itself boto3 presigns by Signature Version 2 where the endpoint is not one of AWS.
+        cls.s3 = kit.client(signature_version="s3v4")
+
     def url(self, call, key="key", expires=600, **more):
         params = {"Bucket": self.bucket, "Key": key, **more}
         return self.s3.generate_presigned_url(call, Params=params, ExpiresIn=expires)

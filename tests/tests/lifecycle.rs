@@ -44,7 +44,7 @@ fn what_a_start_prints() {
         server.endpoint_url().as_str(),
         certificate.to_str().expect("UTF-8"),
         "aws ",
-        "credentials",
+        "Credentials",
     ] {
         assert!(log.contains(expected), "no {expected:?} in:\n{log}");
     }
@@ -267,7 +267,7 @@ fn a_stop_lets_uploads_finish() {
 /// One that never ends is given up after the drain time-out, and leaves nothing.
 #[test]
 fn a_stop_does_not_wait_for_ever() {
-    let (mut server, _) = with_bucket(Config::http().args(["--drain-timeout", "1"]));
+    let (mut server, _) = with_bucket(Config::http().args(["--drain-timeout", "1s"]));
     let mut upload = begin_upload(&server, "stalled", 6 << 20);
     upload
         .send(&Pattern::new(1).bytes(1 << 20), &[])
