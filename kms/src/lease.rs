@@ -149,6 +149,11 @@ impl Leases {
     /// Sets the standing of every version by `now`, and returns once no hold is left on a version that
     /// has lost its good one.
     pub(crate) fn follow(&self, now: impl Fn(&str, u32) -> Standing) {
+        self.set(now).wait();
+    }
+
+    /// The first half of [`Leases::follow`].
+    pub(crate) fn set(&self, now: impl Fn(&str, u32) -> Standing) -> Lost {
         let mut lost = Vec::new();
         self.cells().retain(|(name, version), cell| {
             let standing = now(name, *version);
@@ -158,8 +163,23 @@ impl Leases {
             }
             standing != Standing::Destroyed
         });
+        Lost(lost)
+    }
+
+    fn cells(&self) -> MutexGuard<'_, HashMap<(String, u32), Arc<Cell>>> {
+        self.cells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Versions that may not be used any more, and may still be held.
+#[must_use]
+pub(crate) struct Lost(Vec<Arc<Cell>>);
+
+impl Lost {
+    /// Returns once nobody holds them.
+    pub(crate) fn wait(self) {
         let mut warn = Instant::now() + WAIT_WARN;
-        for cell in lost {
+        for cell in self.0 {
             while cell.holds.load(Ordering::SeqCst) > 0 {
                 if Instant::now() >= warn {
                     tracing::warn!(key = cell.name, "still waiting for commits under this key");
@@ -168,10 +188,6 @@ impl Leases {
                 std::thread::sleep(WAIT_STEP);
             }
         }
-    }
-
-    fn cells(&self) -> MutexGuard<'_, HashMap<(String, u32), Arc<Cell>>> {
-        self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

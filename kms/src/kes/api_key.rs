@@ -14,9 +14,9 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::error::Error;
-use crate::kes::stored::Timestamp;
 use crate::random;
 use crate::secret::Secret32;
+use crate::time::Timestamp;
 
 const PREFIX: &str = "kes:v1:";
 /// What precedes the seed in an Ed25519 private key in PKCS #8.

@@ -14,13 +14,13 @@ use zeroize::Zeroizing;
 
 use crate::KeyState as State;
 use crate::ciphertext::Algorithm;
-use crate::kes::stored::Timestamp;
 use crate::limits::{
     CREATED_BY_BYTES_MAX, KEY_ENCODED_BYTES_MAX, KEY_VERSIONS_MAX, KEYS_MAX,
     VERSION_ENCODED_BYTES_MAX,
 };
 use crate::name;
 use crate::secret::Secret32;
+use crate::time::Timestamp;
 
 /// Version of the encoding.
 const ENCODING: u8 = 1;

@@ -21,13 +21,14 @@ use files::Files;
 
 use crate::ciphertext::{self, Algorithm};
 use crate::error::{Caller, Error, KeyProblem, Outage, Place};
-use crate::kes::stored::{StoredKey, Timestamp};
-use crate::lease::{KeyLease, Leases, Standing};
+use crate::kes::stored::StoredKey;
+use crate::lease::{KeyLease, Leases, Lost, Standing};
 use crate::limits;
 use crate::name;
 use crate::root::RootKey;
 use crate::seal;
 use crate::secret::{DataKey, Secret32};
+use crate::time::Timestamp;
 use crate::{KeyInfo, KeyState as State};
 
 /// The keystore of one data directory.
@@ -319,20 +320,25 @@ impl Keystore {
         self.reading().is_none()
     }
 
-    /// Drops every key from memory, and makes that last over a restart.
+    /// Drops every key from memory, and makes that last over a restart. What else has to forget keys does
+    /// so in `also`, before anything is waited for.
     ///
     /// Memory comes first: should the mark not reach the disk, the keystore is sealed all the same until
     /// the next start, and the error says so.
-    pub(crate) fn seal(&self) -> Result<(), Error> {
+    pub(crate) fn seal(&self, also: impl FnOnce() -> Lost) -> Result<(), Error> {
         let mut files = self.changing();
         *self.book.write().unwrap_or_else(PoisonError::into_inner) = None;
         *files = None;
-        self.leases.follow(|_, _| Standing::Sealed);
-        Files::mark_sealed(&self.data_dir)
+        let lost = self.leases.set(|_, _| Standing::Sealed);
+        let lost_elsewhere = also();
+        let marked = Files::mark_sealed(&self.data_dir);
+        lost.wait();
+        lost_elsewhere.wait();
+        marked
     }
 
-    /// Loads the keys again.
-    pub(crate) fn unseal(&self, root: &RootKey) -> Result<(), Error> {
+    /// Loads the keys again, and then does `also`.
+    pub(crate) fn unseal(&self, root: &RootKey, also: impl FnOnce()) -> Result<(), Error> {
         let mut files = self.changing();
         if files.is_some() {
             return Files::check_root(&self.data_dir, root);
@@ -341,6 +347,7 @@ impl Keystore {
         Files::unmark_sealed(&self.data_dir)?;
         *files = Some(opened);
         self.swap_in(book);
+        also();
         Ok(())
     }
 

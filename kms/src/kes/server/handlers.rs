@@ -9,15 +9,17 @@ use zeroize::Zeroizing;
 use super::{
     Client, KesServer, Loaded, Log, ROUTES, RequestBody, ServerBody, ServerResponse, failure,
 };
+use crate::KeyState;
 use crate::ciphertext::Algorithm;
 use crate::error::{Caller, Environment, Error, KeyProblem};
 use crate::kes::proto::{self, Base64};
-use crate::kes::stored::{StoredKey, Timestamp};
+use crate::kes::stored::StoredKey;
 use crate::keystore::Held;
 use crate::limits::KEY_NAME_BYTES_MAX;
 use crate::name;
 use crate::secret::{DataKey, Secret32};
-use crate::{KeyState, now_ms};
+use crate::time::Timestamp;
+use crate::time::now_ms;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Handler {

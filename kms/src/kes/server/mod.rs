@@ -20,12 +20,13 @@ use zeroize::Zeroizing;
 
 pub use config::{KesCacheExpiry, KesConfig, KesTls};
 
-use crate::error::{Caller, Error};
+use crate::Kms;
+use crate::error::{Caller, Error, Outage};
 use crate::kes::api_key::identity;
 use crate::kes::certificate;
 use crate::kes::proto::{self, BODY_BYTES_MAX};
-use crate::kes::stored::Timestamp;
-use crate::{Kms, now_ms};
+use crate::time::Timestamp;
+use crate::time::now_ms;
 use config::RouteConfig;
 use handlers::Handler;
 use metrics::Metrics;
@@ -341,6 +342,10 @@ impl KesServer {
                 .create(name, now_ms(), loaded.config.admin.as_str())
             {
                 Ok(_) | Err(Error::Caller(Caller::KeyExists(_))) => {}
+                // A sealed server starts, and says so to whoever asks.
+                Err(Error::Outage(Outage::Sealed)) => {
+                    tracing::warn!(key = name, "not looked for: the key service is sealed");
+                }
                 Err(error) => return Err(error),
             }
         }
