@@ -105,7 +105,12 @@ pub fn remove(data_dir: &Path) {
 pub fn ask(data_dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
     let stream = match with_short_path(data_dir, |path| UnixStream::connect(path)) {
         Ok(stream) => stream,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
             return Ok(None);
         }
         Err(e) => return Err(e),
@@ -160,7 +165,11 @@ fn converse(stream: UnixStream, kms: &Kms) -> io::Result<()> {
 }
 
 /// Waits until a server that holds the directory has made its socket, so that a command right after a start finds it.
-pub fn ask_patiently(data_dir: &Path, request: &Request, patience: Duration) -> io::Result<Option<Answer>> {
+pub fn ask_patiently(
+    data_dir: &Path,
+    request: &Request,
+    patience: Duration,
+) -> io::Result<Option<Answer>> {
     let begun = std::time::Instant::now();
     loop {
         match ask(data_dir, request)? {
@@ -180,18 +189,30 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let long = dir.path().join("d".repeat(120));
         fs::create_dir(&long).unwrap();
-        let list = Request::KeyList { prefix: String::new() };
+        let list = Request::KeyList {
+            prefix: String::new(),
+        };
         assert_eq!(ask(&long, &list).unwrap(), None);
         let kms = Arc::new(Kms::open(&long, RootKey::generate()).unwrap());
         serve(&long, Arc::clone(&kms)).unwrap();
-        let create = Request::KeyCreate { name: "payroll".into() };
-        assert!(matches!(ask(&long, &create).unwrap(), Some(Answer::Keys(keys)) if keys[0].name == "payroll"));
-        assert!(matches!(ask(&long, &create).unwrap(), Some(Answer::Error(_))));
+        let create = Request::KeyCreate {
+            name: "payroll".into(),
+        };
+        assert!(
+            matches!(ask(&long, &create).unwrap(), Some(Answer::Keys(keys)) if keys[0].name == "payroll")
+        );
+        assert!(matches!(
+            ask(&long, &create).unwrap(),
+            Some(Answer::Error(_))
+        ));
         match ask(&long, &list).unwrap() {
             Some(Answer::Keys(keys)) => assert_eq!(keys.len(), 2),
             other => panic!("{other:?}"),
         }
-        let mode = fs::metadata(long.join(SOCKET)).unwrap().permissions().mode();
+        let mode = fs::metadata(long.join(SOCKET))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 }

@@ -180,8 +180,14 @@ impl RootCredentials {
                 (Some(name), Some(_)) if name.len() < 3 => {
                     return Err(format!("{user} needs at least 3 characters"));
                 }
-                (Some(name), Some(_)) if !name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b',') => {
-                    return Err(format!("{user} may not hold blanks, control characters, / or ,"));
+                (Some(name), Some(_))
+                    if !name
+                        .bytes()
+                        .all(|b| b.is_ascii_graphic() && b != b'/' && b != b',') =>
+                {
+                    return Err(format!(
+                        "{user} may not hold blanks, control characters, / or ,"
+                    ));
                 }
                 (Some(_), Some(secret)) if secret.len() < 8 => {
                     return Err(format!("{password} needs at least 8 characters"));
@@ -201,7 +207,10 @@ impl RootCredentials {
             Ok(text) => {
                 let mode = fs::metadata(&path).map_err(|e| failed(&e))?.mode();
                 if mode & 0o077 != 0 {
-                    tracing::warn!("{} can be read by other users: chmod 600 it", path.display());
+                    tracing::warn!(
+                        "{} can be read by other users: chmod 600 it",
+                        path.display()
+                    );
                 }
                 let (user, password) = parse_credentials(&text).ok_or_else(|| {
                     failed(&"expected lines aws_access_key_id = … and aws_secret_access_key = …")
@@ -283,7 +292,15 @@ mod tests {
         assert_eq!(parse_duration("10"), Ok(Duration::from_secs(10)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
-        for bad in ["", "s", "1.5s", "-1s", "3 weeks", "99999999999999999999d", "18446744073709551615d"] {
+        for bad in [
+            "",
+            "s",
+            "1.5s",
+            "-1s",
+            "3 weeks",
+            "99999999999999999999d",
+            "18446744073709551615d",
+        ] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
         assert_eq!(parse_address(":9000").unwrap().port(), 9000);
@@ -297,7 +314,9 @@ mod tests {
         let again = RootCredentials::load_or_make(dir.path()).unwrap();
         assert_eq!((made.user.len(), made.password.len()), (20, 40));
         assert!(made.user == again.user && made.password == again.password);
-        let mode = fs::metadata(dir.path().join("root-credentials")).unwrap().mode();
+        let mode = fs::metadata(dir.path().join("root-credentials"))
+            .unwrap()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         fs::write(dir.path().join("root-credentials"), "nonsense").unwrap();
         assert!(RootCredentials::load_or_make(dir.path()).is_err());

@@ -56,7 +56,13 @@ pub fn run(options: Serve) -> Result<(), String> {
         .map_err(|e| e.to_string())?;
     let signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| e.to_string())?;
     let key_state = Arc::clone(&kms);
-    let health = Arc::new(Health::new(move || if key_state.is_sealed() { "sealed" } else { "ok" }));
+    let health = Arc::new(Health::new(move || {
+        if key_state.is_sealed() {
+            "sealed"
+        } else {
+            "ok"
+        }
+    }));
     let plan = Arc::new(Plan {
         ops: ops::Config::of(&options),
         settings: settings(&options, &root, Arc::clone(&health)),
@@ -139,7 +145,8 @@ pub fn open_keystore(dir: &Path, first_start: bool) -> Result<(Kms, Option<Gener
         None => dir.join("root.key"),
     };
     let (root, generated) = if let Some(text) = config::non_empty("STRONGROOM_KMS_ROOT_KEY") {
-        let key = RootKey::from_base64(&text).map_err(|e| format!("STRONGROOM_KMS_ROOT_KEY: {e}"))?;
+        let key =
+            RootKey::from_base64(&text).map_err(|e| format!("STRONGROOM_KMS_ROOT_KEY: {e}"))?;
         (key, None)
     } else if first_start {
         let (key, generated) = RootKey::load_or_generate(&path).map_err(|e| e.to_string())?;
@@ -171,7 +178,12 @@ fn open_store_key(dir: &DataDir) -> Result<(Arc<Kms>, Secret), String> {
         Some(superblock) => {
             let opened = kms
                 .unwrap_local(STORE_KEY, &superblock.wrapped_store_key)
-                .map_err(|e| format!("the store key in {} does not open: {e}", dir.superblock_path().display()))?;
+                .map_err(|e| {
+                    format!(
+                        "the store key in {} does not open: {e}",
+                        dir.superblock_path().display()
+                    )
+                })?;
             Secret::new(*opened.expose())
         }
         None => {
@@ -191,7 +203,9 @@ fn open_engine(dir: &DataDir, store_key: &Secret, shards: usize) -> Result<Engin
     let options = EngineOptions {
         shards,
         fatal: |e| {
-            tracing::error!("{e}: nothing more can be promised, so the server ends. Check the disk, then start it again.");
+            tracing::error!(
+                "{e}: nothing more can be promised, so the server ends. Check the disk, then start it again."
+            );
             std::process::exit(74);
         },
     };
@@ -376,7 +390,11 @@ fn announce(
     root: &RootCredentials,
     certificates: Option<&Certificates>,
 ) -> Result<(), String> {
-    let scheme = if certificates.is_some() { "https" } else { "http" };
+    let scheme = if certificates.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let host = match address.ip() {
         ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
         std::net::IpAddr::V6(ip) => format!("[{ip}]"),
@@ -417,7 +435,10 @@ fn announce(
 /// A path as a shell takes it.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
-    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+".contains(&b)) {
+    if text
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"/._-+".contains(&b))
+    {
         text
     } else {
         format!("'{}'", text.replace('\'', "'\\''"))

@@ -67,7 +67,12 @@ pub fn run(command: Key) -> Result<(), String> {
                 utc(key.created_at)
             );
         } else {
-            out += &format!("{:<40} {:<17} {}\n", key.name, key.state, utc(key.created_at));
+            out += &format!(
+                "{:<40} {:<17} {}\n",
+                key.name,
+                key.state,
+                utc(key.created_at)
+            );
         }
     }
     super::print(&out)
@@ -86,7 +91,9 @@ fn ask_or_do(data_dir: &Path, request: Request) -> Result<Answer, String> {
     }
     match DataDir::lock(data_dir) {
         Ok(_lock) => {
-            let kms = serve::open_keystore(data_dir, false).map_err(|e| e.to_string())?.0;
+            let kms = serve::open_keystore(data_dir, false)
+                .map_err(|e| e.to_string())?
+                .0;
             Ok(admin::perform(&kms, request))
         }
         // A server that is just starting holds the lock before it has its socket.

@@ -30,7 +30,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     log::init();
     for name in config::unknown_variables(&Cli::command()) {
-        tracing::warn!("the environment variable {name} means nothing to strongroom and is ignored");
+        tracing::warn!(
+            "the environment variable {name} means nothing to strongroom and is ignored"
+        );
     }
     let done = match cli.command {
         Command::Serve(options) => serve::run(options.with_foreign_names()),

@@ -55,8 +55,8 @@ fn signed_region(headers: &HeaderMap, uri: &Uri) -> Option<String> {
         let authorization = Authorization::parse(header.to_str().ok()?)?;
         return Some(authorization.scope.region.to_owned());
     }
-    let (_, credential) =
-        form_urlencoded::parse(uri.query()?.as_bytes()).find(|(name, _)| name == "X-Amz-Credential")?;
+    let (_, credential) = form_urlencoded::parse(uri.query()?.as_bytes())
+        .find(|(name, _)| name == "X-Amz-Credential")?;
     Scope::parse(&credential).map(|scope| scope.region.to_owned())
 }
 
@@ -74,7 +74,9 @@ mod tests {
                 .unwrap()
         };
         assert!(access.check_region(&none, &presigned("eu-1")).is_ok());
-        let error = access.check_region(&none, &presigned("us-east-1")).unwrap_err();
+        let error = access
+            .check_region(&none, &presigned("us-east-1"))
+            .unwrap_err();
         assert_eq!(error.code(), &S3ErrorCode::AuthorizationHeaderMalformed);
         assert!(error.message().unwrap().contains("expecting 'eu-1'"));
     }

@@ -26,6 +26,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -42,6 +43,7 @@ use tracing::{debug, error};
 use crate::body::sigv4::{Authorization, Canonical, SigningKey};
 use crate::body::upload::Source;
 use crate::body::{BodyError, Payload, Upload, content_encoding, gather};
+use crate::checksum::{self, Announced, Hasher};
 use crate::conn::rt::timeout;
 use crate::conn::serve::Peer;
 use crate::conn::socket::Linger;
@@ -135,6 +137,33 @@ impl Service {
     }
 }
 
+/// Checks what the client says of a gathered body: its MD5, and any checksum.
+fn check_integrity(headers: &HeaderMap, trailers: &HeaderMap, body: &[u8]) -> S3Result<()> {
+    if let Some(announced) = headers.get("content-md5") {
+        let announced = announced
+            .to_str()
+            .ok()
+            .and_then(|text| BASE64_STANDARD.decode(text).ok())
+            .filter(|digest| digest.len() == 16)
+            .ok_or_else(|| {
+                s3_error!(InvalidDigest, "The Content-MD5 you specified was invalid.")
+            })?;
+        if md5::Md5::digest(body)[..] != announced[..] {
+            return Err(s3_error!(
+                BadDigest,
+                "The Content-MD5 you specified did not match what we received."
+            ));
+        }
+    }
+    let announced = Announced::read(headers)?;
+    let sums = announced.algorithm().map(|algorithm| {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(body);
+        hasher.finish()
+    });
+    checksum::verify(&announced, trailers, sums.as_slice())
+}
+
 impl Edge {
     async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
         let start = Instant::now();
@@ -194,6 +223,7 @@ impl Edge {
             let bytes = gather(&upload, limits::XML_BYTES_MAX)
                 .await
                 .map_err(|error| failed(error.into()))?;
+            check_integrity(&parts.headers, &upload.trailers(), &bytes).map_err(failed)?;
             self.unframe(&mut parts, &bytes, &upload.trailers())
                 .map_err(failed)?;
             content = Body::from(bytes);
