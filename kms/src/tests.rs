@@ -403,3 +403,37 @@ fn leases_come_back_with_the_unsealing() {
     kms.unseal(&root).unwrap();
     assert!(made.lease.hold().is_ok());
 }
+
+/// Does not compile for a type that can be printed: which implementation is meant would be open then.
+macro_rules! cannot_be_printed {
+    ($($type:ty),+) => {$(
+        const _: fn() = || {
+            trait Printed<Marker> {
+                fn here() {}
+            }
+            impl<T: ?Sized> Printed<()> for T {}
+            struct Debugged;
+            impl<T: ?Sized + std::fmt::Debug> Printed<Debugged> for T {}
+            let _ = <$type as Printed<_>>::here;
+        };
+    )+};
+}
+
+cannot_be_printed!(
+    RootKey,
+    DataKey,
+    Context,
+    StaticKey,
+    ApiKey,
+    ClientCertificate,
+    KesSettings,
+    KesCredentials,
+    Remote,
+    NewDataKey,
+    OpenedDataKey,
+    NewKey,
+    OpenKey,
+    Request,
+    Response,
+    Kms
+);

@@ -557,3 +557,21 @@ fn another_configuration() {
         403
     );
 }
+
+#[test]
+fn a_sealed_server_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = RootKey::generate();
+    Kms::open(dir.path(), root.clone())
+        .ok()
+        .unwrap()
+        .seal()
+        .unwrap();
+    let kms = Arc::new(Kms::open(dir.path(), root.clone()).ok().unwrap());
+    let yaml = golden() + "\nkeys: [{name: at-start}]\n";
+    let config = || KesConfig::parse(&yaml, |_| None).unwrap();
+    let server = KesServer::new(Arc::clone(&kms), config()).ok().unwrap();
+    kms.unseal(&root).unwrap();
+    server.reload(config()).unwrap();
+    assert!(kms.describe_key("at-start").is_ok());
+}
