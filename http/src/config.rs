@@ -32,6 +32,16 @@ pub enum DefaultEncryption {
 
 /// `strongroom serve`
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Environment beside the options:
+  STRONGROOM_ROOT_USER, STRONGROOM_ROOT_PASSWORD
+          The root user's credentials (MINIO_ROOT_USER and MINIO_ROOT_PASSWORD are understood);
+          without them they stand in DATA_DIR/root-credentials, made on first start
+  STRONGROOM_KMS_ROOT_KEY, STRONGROOM_KMS_ROOT_KEY_FILE
+          The key that opens the keystore, base64 of 32 bytes, or a file that holds it;
+          without them it stands in DATA_DIR/root.key, made on first start
+  STRONGROOM_LOG
+          What is logged: error, warn, info (the default), debug")]
 pub struct Serve {
     /// Directory of the store; made on first start
     #[arg(value_name = "DATA_DIR", env = "STRONGROOM_DATA_DIR")]
@@ -161,8 +171,17 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 pub struct RootCredentials {
     pub user: String,
     pub password: Zeroizing<String>,
-    /// The file they stand in; none where the environment gave them.
-    pub file: Option<PathBuf>,
+    pub from: CredentialsFrom,
+}
+
+/// Where the root user's credentials stand.
+pub enum CredentialsFrom {
+    /// In these variables of the environment.
+    Environment {
+        user: &'static str,
+        password: &'static str,
+    },
+    File(PathBuf),
 }
 
 impl RootCredentials {
@@ -192,11 +211,11 @@ impl RootCredentials {
                 (Some(_), Some(secret)) if secret.len() < 8 => {
                     return Err(format!("{password} needs at least 8 characters"));
                 }
-                (Some(user), Some(password)) => {
+                (Some(name), Some(secret)) => {
                     return Ok(RootCredentials {
-                        user,
-                        password,
-                        file: None,
+                        user: name,
+                        password: secret,
+                        from: CredentialsFrom::Environment { user, password },
                     });
                 }
             }
@@ -218,14 +237,14 @@ impl RootCredentials {
                 Ok(RootCredentials {
                     user,
                     password,
-                    file: Some(path),
+                    from: CredentialsFrom::File(path),
                 })
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let made = RootCredentials {
                     user: random_text(20),
                     password: Zeroizing::new(random_text(40)),
-                    file: Some(path.clone()),
+                    from: CredentialsFrom::File(path.clone()),
                 };
                 made.write(&path).map_err(|e| failed(&e))?;
                 Ok(made)

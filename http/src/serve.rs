@@ -21,7 +21,7 @@ use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
 use strongroom_kms::{Generated, Kms, RootKey};
 
-use crate::config::{self, RootCredentials, Serve};
+use crate::config::{self, CredentialsFrom, RootCredentials, Serve};
 use crate::conn::{self, Drain};
 use crate::health::Health;
 use crate::service::{Domains, Service, Settings};
@@ -402,14 +402,14 @@ fn announce(
     };
     let endpoint = format!("{scheme}://{host}:{}", address.port());
     let mut aws = String::new();
-    let credentials = match &root.file {
-        Some(file) => {
+    let credentials = match &root.from {
+        CredentialsFrom::File(file) => {
             aws += &format!("AWS_SHARED_CREDENTIALS_FILE={} ", quoted(file));
             file.display().to_string()
         }
-        None => {
-            aws += "AWS_ACCESS_KEY_ID=\"$STRONGROOM_ROOT_USER\" AWS_SECRET_ACCESS_KEY=\"$STRONGROOM_ROOT_PASSWORD\" ";
-            format!("from the environment (user {})", root.user)
+        CredentialsFrom::Environment { user, password } => {
+            aws += &format!("AWS_ACCESS_KEY_ID=\"${user}\" AWS_SECRET_ACCESS_KEY=\"${password}\" ");
+            format!("{user} and {password} of the environment")
         }
     };
     let certificate = match certificates {
