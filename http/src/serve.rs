@@ -157,7 +157,13 @@ pub fn open_keystore(dir: &Path, first_start: bool) -> Result<(Kms, Option<Gener
         })?;
         (key, Some(Generated::No))
     };
-    let kms = Kms::open(dir, root).map_err(|e| e.to_string())?;
+    // A keystore that is gone must not be replaced by an empty one.
+    let kms = if first_start {
+        Kms::open(dir, root)
+    } else {
+        Kms::open_existing(dir, root)
+    };
+    let kms = kms.map_err(|e| e.to_string())?;
     Ok((kms, generated))
 }
 
