@@ -32,6 +32,9 @@ pub const H2_SEND_BUFFER: usize = 256 * 1024;
 
 /// Connections one shard serves at once; more wait in the listen queue.
 pub const CONNECTIONS_PER_SHARD_MAX: usize = 4096;
+/// A port in use is asked for again for so long: the kernel takes down the rings of a server that
+/// ended after the process is gone.
+pub const PORT_PATIENCE: Duration = Duration::from_secs(5);
 /// Connections the kernel keeps for a shard that is busy.
 pub const LISTEN_BACKLOG: i32 = 1024;
 /// Buffers handed to one vectored write (the kernel takes no more than 1,024).

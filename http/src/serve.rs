@@ -35,7 +35,7 @@ pub fn run(options: Serve) -> Result<(), String> {
     prepare_process();
     let dir = DataDir::lock(&options.data_dir).map_err(|e| e.to_string())?;
     let shards = shard_cores(options.shards);
-    let listeners = conn::bind(options.address, shards.len()).map_err(|e| {
+    let listeners = bind(options.address, shards.len()).map_err(|e| {
         format!(
             "cannot listen on {}: {e} (--address names another one)",
             options.address
@@ -85,6 +85,20 @@ pub fn run(options: Serve) -> Result<(), String> {
     // Shards still hold connections that outlived the time-out; they end with the process.
     drop(dir);
     std::process::exit(0);
+}
+
+/// Binds the port. The rings of a server that just ended can hold its sockets a moment longer than the process lived, so a
+/// port in use is asked for again, for a while.
+fn bind(address: SocketAddr, shards: usize) -> std::io::Result<Vec<TcpListener>> {
+    let end = Instant::now() + limits::PORT_PATIENCE;
+    loop {
+        match conn::bind(address, shards) {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// What every shard is made from.

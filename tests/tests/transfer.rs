@@ -102,7 +102,7 @@ fn sync_a_tree(config: Config, files: usize) {
     let listed = server.client().list("tree").expect("a listing");
     assert_eq!(listed.len(), count);
     let mut remove = aws(&server);
-    remove.args(["s3", "rb", "--force", "--only-show-errors", "s3://tree"]);
+    remove.args(["s3", "rb", "--force", "s3://tree"]);
     succeed(&mut remove);
 }
 
