@@ -10,7 +10,12 @@ fuzz_target!(|input: (Vec<u8>, u64, u64, u64)| {
     if let Some(header) = Header::read(&bytes) {
         assert!(header.payload() >= 1 && header.payload() <= PAYLOAD);
         if header.version().is_ok() && header.cipher().is_ok() {
-            let _ = (header.nonce_v10(), header.nonce_v20(a as u32), header.aad(), header.is_last());
+            let _ = (
+                header.nonce_v10(),
+                header.nonce_v20(a as u32),
+                header.aad(),
+                header.is_last(),
+            );
         }
     }
     if let Some(sealed) = layout::sealed_len(plain) {
