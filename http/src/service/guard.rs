@@ -7,10 +7,11 @@
 //! about (old signatures, unsigned headers) is refused with S3's own errors.
 
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, Uri, header};
 use percent_encoding::percent_decode_str;
 
 use super::host::Domains;
+use super::presign_v2;
 use super::reply::Refusal;
 use crate::body::sigv4::{ALGORITHM, Authorization, Scope};
 use crate::limits;
@@ -148,10 +149,7 @@ pub fn check(parts: &Parts, domains: &Domains) -> Result<Checked, Refusal> {
             "The request URI is too long.",
         ));
     }
-    let query: Vec<(String, String)> =
-        form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes())
-            .into_owned()
-            .collect();
+    let query = query(&parts.uri);
     if query.len() > limits::QUERY_PARAMETERS_MAX {
         return Err(bad(
             "InvalidArgument",
@@ -172,6 +170,13 @@ pub fn check(parts: &Parts, domains: &Domains) -> Result<Checked, Refusal> {
         && subresource.is_none()
         && !parts.headers.contains_key("x-amz-copy-source");
     Ok(Checked { target, upload })
+}
+
+/// The query's names and values, decoded.
+pub fn query(uri: &Uri) -> Vec<(String, String)> {
+    form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
+        .into_owned()
+        .collect()
 }
 
 /// The host a request was sent to.
@@ -280,20 +285,23 @@ fn signature(parts: &Parts, query: &[(String, String)]) -> Result<(), Refusal> {
             "X-Amz-Signature" | "X-Amz-Algorithm" | "X-Amz-Credential"
         )
     });
-    let old = get("Signature").is_some() && get("AWSAccessKeyId").is_some();
-    if old || header.is_some_and(|value| value.as_bytes().starts_with(b"AWS ")) {
+    if header.is_some_and(|value| value.as_bytes().starts_with(b"AWS ")) {
         return Err(bad(
             "InvalidRequest",
             "The authorization mechanism you have provided is not supported. Please use \
              AWS4-HMAC-SHA256.",
         ));
     }
-    if presigned && header.is_some() {
+    let old = presign_v2::is_signed(query);
+    if (presigned || old) && header.is_some() || presigned && old {
         return Err(bad(
             "InvalidArgument",
             "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, or the \
              Authorization header should be specified.",
         ));
+    }
+    if old {
+        return presign_v2::check(&parts.method, query);
     }
     let signed = if presigned {
         check_presigned(get)?
@@ -547,7 +555,15 @@ mod tests {
         let nonsense = [("authorization", "Bearer x")];
         assert_eq!(code("GET", "/", &nonsense), "AuthorizationHeaderMalformed");
         let old = "/b/k?AWSAccessKeyId=a&Signature=b&Expires=1";
-        assert_eq!(code("GET", old, &[]), "InvalidRequest");
+        assert_eq!(code("GET", old, &[]), "");
+        assert_eq!(
+            code("DELETE", &format!("{old}&x-a=b"), &[]),
+            "InvalidRequest"
+        );
+        assert_eq!(
+            code("GET", old, &[("authorization", &bare)]),
+            "InvalidArgument"
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@
 pub mod access;
 pub mod guard;
 pub mod host;
+mod presign_v2;
 pub mod reply;
 #[cfg(test)]
 mod tests;
@@ -203,6 +204,8 @@ impl Edge {
         body: &mut Pending,
     ) -> Result<Response<Body>, Response<Body>> {
         let checked = guard::check(&parts, &self.domains)?;
+        let host_bucket = guard::host(&parts).and_then(|host| self.domains.bucket(host));
+        presign_v2::verify(&parts, host_bucket.as_deref(), &self.secrets)?;
         let is_head_of_bucket =
             parts.method == Method::HEAD && checked.target == guard::Target::Bucket;
         let mut content = Body::empty();
