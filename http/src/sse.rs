@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use strongroom_engine::hierarchy::{self, Domain, SealedKey};
 use strongroom_engine::record::{BucketEncryption, Encryption, KmsKey, Mode};
 use strongroom_engine::secret::Secret;
-use strongroom_kms::{Context, DataKey, KeyHold, KeyLease, Kms};
+use strongroom_kms::{Context, DataKey, KeyHold, KeyLease, Keys, Source, StoredDataKey};
 
 use crate::config::DefaultEncryption;
-use crate::error::{At, OrS3, corrupt, element, invalid_argument, not_implemented};
+use crate::error::{At, OrS3, corrupt, invalid_argument, not_implemented};
 
 pub const HEADER: &str = "x-amz-server-side-encryption";
 const KMS_KEY_ID: &str = "x-amz-server-side-encryption-aws-kms-key-id";
@@ -29,9 +29,6 @@ const COPY_SOURCE_CUSTOMER: [&str; 3] = [
     "x-amz-copy-source-server-side-encryption-customer-key",
     "x-amz-copy-source-server-side-encryption-customer-key-md5",
 ];
-
-/// The key service that wraps the data keys of new objects.
-const SOURCE: &str = "embedded";
 
 /// How a new object is to be sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,14 +166,14 @@ pub struct NewKey {
 }
 
 /// A fresh object key for the object, sealed as chosen.
-pub async fn new_key(kms: &Kms, choice: Choice, at: At<'_>) -> S3Result<NewKey> {
+pub async fn new_key(keys: &Keys, choice: Choice, at: At<'_>) -> S3Result<NewKey> {
     if choice == Choice::Plain {
         return Ok(NewKey::default());
     }
     let path = path(at);
     let context = Context::for_object(&BTreeMap::new(), at.bucket, &path);
-    let data_key = kms
-        .generate_data_key(kms.default_key(), &context)
+    let data_key = keys
+        .generate(keys.default_key(), &context, None)
         .await
         .at(at)?;
     let external = external(&data_key.plaintext);
@@ -196,13 +193,13 @@ pub async fn new_key(kms: &Kms, choice: Choice, at: At<'_>) -> S3Result<NewKey> 
             iv: sealed.iv,
             sealed_key: sealed.sealed,
             kms: Some(KmsKey {
-                source: SOURCE.into(),
+                source: data_key.source.as_str().into(),
                 name: data_key.key,
                 version: data_key.version,
                 ciphertext: data_key.ciphertext,
                 context: BTreeMap::new(),
                 id_as_given: None,
-                bucket_key: false,
+                bucket_key: data_key.bucket_key,
             }),
         }),
     })
@@ -210,7 +207,7 @@ pub async fn new_key(kms: &Kms, choice: Choice, at: At<'_>) -> S3Result<NewKey> 
 
 /// The key of a stored object or open upload.
 pub async fn open_key(
-    kms: &Kms,
+    keys: &Keys,
     encryption: Option<&Encryption>,
     at: At<'_>,
 ) -> S3Result<ObjectKey> {
@@ -226,24 +223,18 @@ pub async fn open_key(
         .kms
         .as_ref()
         .ok_or_else(|| corrupt("a sealed key without its data key", at))?;
-    if wrapped.source != SOURCE {
-        let fault = s3_error!(
-            ServiceUnavailable,
-            "The key service that holds this object's key is not configured."
-        );
-        return Err(element(fault, "KeySource", &wrapped.source));
-    }
+    let source = Source::parse(&wrapped.source)
+        .ok_or_else(|| corrupt("a data key of an unknown key service", at))?;
     let path = path(at);
     let context = Context::for_object(&wrapped.context, at.bucket, &path);
-    let data_key = kms
-        .open_data_key(
-            &wrapped.name,
-            wrapped.version,
-            &wrapped.ciphertext,
-            &context,
-        )
-        .await
-        .at(at)?;
+    let stored = StoredDataKey {
+        source,
+        key: &wrapped.name,
+        version: wrapped.version,
+        ciphertext: &wrapped.ciphertext,
+        bucket_key: wrapped.bucket_key,
+    };
+    let data_key = keys.open(&stored, &context, at.bucket).await.at(at)?;
     let sealed = SealedKey {
         iv: encryption.iv,
         sealed: encryption.sealed_key,
@@ -293,7 +284,10 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 mod tests {
     use futures_lite::future::block_on;
     use http::{HeaderName, HeaderValue};
-    use strongroom_kms::RootKey;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use strongroom_kms::{KeysOptions, Kms, RootKey};
 
     use super::*;
 
@@ -308,6 +302,12 @@ mod tests {
         result
             .err()
             .map_or("none".into(), |e| e.code().as_str().to_owned())
+    }
+
+    fn keys(dir: &Path) -> (Arc<Kms>, Keys) {
+        let kms = Arc::new(Kms::open(dir, RootKey::generate()).expect("a keystore"));
+        let keys = Keys::new(Arc::clone(&kms), None, KeysOptions::default());
+        (kms, keys)
     }
 
     fn bucket(mode: Option<Mode>) -> BucketEncryption {
@@ -374,49 +374,49 @@ mod tests {
     #[test]
     fn keys_open_only_for_their_own_object() {
         let dir = tempfile::tempdir().expect("a directory");
-        let kms = Kms::open(dir.path(), RootKey::generate()).expect("a keystore");
-        let new = |at| block_on(new_key(&kms, Choice::SseS3, at)).expect("a key");
+        let (_, keys) = keys(dir.path());
+        let new = |at| block_on(new_key(&keys, Choice::SseS3, at)).expect("a key");
         let at = At::object("b", "a//b");
         let made = new(at);
         let sealed = made.encryption.expect("sealed");
-        let open = |at| block_on(open_key(&kms, Some(&sealed), at));
+        let open = |at| block_on(open_key(&keys, Some(&sealed), at));
         assert!(open(at).expect("opens").secret() == made.key.secret());
         for (bucket, key) in [("b", "a/b"), ("c", "a//b"), ("b", "a//b/"), ("b", "")] {
             assert_eq!(code(open(At::object(bucket, key))), "InternalError");
         }
         let mut elsewhere = sealed.clone();
         elsewhere.kms.as_mut().expect("wrapped").source = "kes".into();
-        let result = block_on(open_key(&kms, Some(&elsewhere), at));
+        let result = block_on(open_key(&keys, Some(&elsewhere), at));
         assert_eq!(code(result), "ServiceUnavailable");
         assert!(
             new(at).key.secret() != made.key.secret(),
             "each object has its own"
         );
-        let plain = block_on(new_key(&kms, Choice::Plain, at)).expect("no key");
+        let plain = block_on(new_key(&keys, Choice::Plain, at)).expect("no key");
         assert!(plain.key.secret().is_none() && plain.encryption.is_none());
     }
 
     #[test]
     fn a_key_that_goes_away_stops_what_is_under_way() {
         let dir = tempfile::tempdir().expect("a directory");
-        let kms = Kms::open(dir.path(), RootKey::generate()).expect("a keystore");
+        let (kms, keys) = keys(dir.path());
         let at = At::object("b", "k");
-        let new = block_on(new_key(&kms, Choice::SseS3, at)).expect("a key");
-        let opened = block_on(open_key(&kms, new.encryption.as_ref(), at)).expect("a key");
+        let new = block_on(new_key(&keys, Choice::SseS3, at)).expect("a key");
+        let opened = block_on(open_key(&keys, new.encryption.as_ref(), at)).expect("a key");
         assert_eq!(code(new.key.hold(at)), "none");
         assert_eq!(code(opened.check(at)), "none");
         kms.disable_key(kms.default_key()).expect("disabled");
         assert_eq!(code(new.key.hold(at)), "KMS.DisabledException");
         assert_eq!(code(opened.check(at)), "KMS.DisabledException");
-        let again = block_on(open_key(&kms, new.encryption.as_ref(), at));
+        let again = block_on(open_key(&keys, new.encryption.as_ref(), at));
         assert_eq!(code(again), "KMS.DisabledException");
     }
 
     #[test]
     fn reads_refuse_headers_that_do_not_fit() {
         let dir = tempfile::tempdir().expect("a directory");
-        let kms = Kms::open(dir.path(), RootKey::generate()).expect("a keystore");
-        let new = block_on(new_key(&kms, Choice::SseS3, At::object("b", "k"))).expect("a key");
+        let (_, keys) = keys(dir.path());
+        let new = block_on(new_key(&keys, Choice::SseS3, At::object("b", "k"))).expect("a key");
         let sealed = new.encryption.as_ref();
         let aes = headers(&[(HEADER, "AES256")]);
         assert_eq!(code(check_read(&aes, sealed)), "InvalidArgument");

@@ -46,7 +46,7 @@ pub async fn complete_multipart_upload(
 
     let stored = stored_parts(inner, &id, at).await?;
     let encryption = upload.encryption.as_ref();
-    let object_key = sse::open_key(&inner.kms, encryption, at).await?;
+    let object_key = sse::open_key(&inner.keys, encryption, at).await?;
     let chosen = choose(&listed, &stored, asked.named, object_key.secret(), at)?;
     let size: u64 = chosen.iter().map(|c| c.entry.part.stream.size).sum();
     if let Some(expected) = input.mpu_object_size
@@ -325,7 +325,7 @@ async fn repeat(
     let sums = match object.checksum.as_deref() {
         None => Vec::new(),
         Some(blob) => {
-            let object_key = sse::open_key(&inner.kms, encryption, at).await?;
+            let object_key = sse::open_key(&inner.keys, encryption, at).await?;
             checksum::from_blob(blob, object_key.secret()).unwrap_or_default()
         }
     };

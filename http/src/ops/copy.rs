@@ -42,7 +42,7 @@ impl Source {
         sse::check_copy_source(headers)?;
         condition::check_read(headers, Of::CopySource, &found.object)?;
         let encryption = found.object.encryption.as_ref();
-        let object_key = sse::open_key(&inner.kms, encryption, at).await?;
+        let object_key = sse::open_key(&inner.keys, encryption, at).await?;
         Ok(Source {
             bucket,
             key,

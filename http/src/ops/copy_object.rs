@@ -58,7 +58,7 @@ pub async fn copy_object(
     let condition = condition::of_write(headers);
     condition::check_early(inner, &bucket, &key, &condition).await?;
 
-    let new = sse::new_key(&inner.kms, choice, at).await?;
+    let new = sse::new_key(&inner.keys, choice, at).await?;
     let mode = new.encryption.as_ref().map(|e| e.mode);
     let kept = object.checksum.as_deref().map(checksum::names);
     let kept = kept.and_then(|names| names.first().map(|n| n.algorithm));

@@ -31,7 +31,7 @@ pub async fn create_multipart_upload(
     )?;
     let metadata = metadata::of_write(headers, input.metadata)?;
     let checksum = UploadChecksum::asked(headers)?;
-    let new = sse::new_key(&inner.kms, choice, at).await?;
+    let new = sse::new_key(&inner.keys, choice, at).await?;
     let upload = NewUpload {
         metadata,
         encryption: new.encryption.clone(),

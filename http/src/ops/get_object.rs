@@ -73,7 +73,7 @@ pub async fn get_object(
     let headers = headers(&request.headers, &request.extensions);
     let plan = Plan::new(inner, &bucket, &key, headers, input.part_number).await?;
     let object = &plan.found.object;
-    let object_key = sse::open_key(&inner.kms, object.encryption.as_ref(), at).await?;
+    let object_key = sse::open_key(&inner.keys, object.encryption.as_ref(), at).await?;
     let sums = match plan.wants_checksum(input.checksum_mode.as_ref()) {
         true => plan.checksums(inner, &object_key, at).await?,
         false => Fields::default(),
@@ -112,7 +112,7 @@ pub async fn head_object(
         false => Fields::default(),
         true => {
             let encryption = plan.found.object.encryption.as_ref();
-            match sse::open_key(&inner.kms, encryption, at).await {
+            match sse::open_key(&inner.keys, encryption, at).await {
                 Ok(object_key) => plan.checksums(inner, &object_key, at).await?,
                 // Everything else is known without the key.
                 Err(fault) if is_outage(&fault) => Fields::default(),

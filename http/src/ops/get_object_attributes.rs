@@ -28,7 +28,7 @@ pub async fn get_object_attributes(
         .encryption
         .as_ref()
         .filter(|_| asked.checksum || asked.parts);
-    let object_key = sse::open_key(&inner.kms, encryption, at).await?;
+    let object_key = sse::open_key(&inner.keys, encryption, at).await?;
 
     let checksum = match object.checksum.as_deref().filter(|_| asked.checksum) {
         None => None,

@@ -37,7 +37,7 @@ pub async fn list_parts(
     };
     let summed = page.iter().any(|entry| entry.part.checksum.is_some());
     let encryption = upload.encryption.as_ref().filter(|_| summed);
-    let object_key = match sse::open_key(&inner.kms, encryption, at).await {
+    let object_key = match sse::open_key(&inner.keys, encryption, at).await {
         Ok(key) => Some(key),
         Err(fault) if is_outage(&fault) => None,
         Err(fault) => return Err(fault),

@@ -8,7 +8,6 @@
 
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
 use http::{Extensions, HeaderMap, Method, StatusCode};
@@ -17,7 +16,7 @@ use s3s::{Body, S3, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 use strongroom_engine::Shard;
 use strongroom_engine::record::UploadId;
-use strongroom_kms::Kms;
+use strongroom_kms::Keys;
 
 use crate::auth;
 use crate::config;
@@ -92,15 +91,19 @@ pub struct Store {
 
 struct Inner {
     shard: Rc<Shard>,
-    kms: Arc<Kms>,
+    keys: Keys,
     config: Config,
 }
 
 impl Store {
     /// To be made and used on the shard's own thread.
-    pub fn new(shard: Rc<Shard>, kms: Arc<Kms>, config: Config) -> Self {
+    pub fn new(shard: Rc<Shard>, keys: Keys, config: Config) -> Self {
         Store {
-            inner: SendWrapper::new(Rc::new(Inner { shard, kms, config })),
+            inner: SendWrapper::new(Rc::new(Inner {
+                shard,
+                keys,
+                config,
+            })),
         }
     }
 }

@@ -43,7 +43,7 @@ pub async fn put_object(
     let condition = condition::of_write(headers);
     condition::check_early(inner, &bucket, &key, &condition).await?;
 
-    let new = sse::new_key(&inner.kms, choice, at).await?;
+    let new = sse::new_key(&inner.keys, choice, at).await?;
     let mode = new.encryption.as_ref().map(|e| e.mode);
     let hasher = EtagHasher::new(inner.config.etag, mode, headers)?;
     let default = match announced.algorithm() {

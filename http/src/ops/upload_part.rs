@@ -115,7 +115,7 @@ impl NewPart {
         size: u64,
     ) -> S3Result<(ObjectKey, PutStream)> {
         let encryption = self.upload.encryption.as_ref();
-        let object_key = sse::open_key(&inner.kms, encryption, at).await?;
+        let object_key = sse::open_key(&inner.keys, encryption, at).await?;
         let target = Target {
             bucket: at.bucket.to_owned(),
             key: at.key.to_owned(),
