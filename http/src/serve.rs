@@ -117,6 +117,7 @@ fn settings(options: &Serve, root: &RootCredentials, health: Arc<Health>) -> Set
         domains: Domains::new(options.domain.clone()),
         region: options.region.clone(),
         health,
+        proxies: options.trusted_proxies.clone().into(),
     }
 }
 
@@ -332,7 +333,11 @@ async fn shard(
         }
     };
     let operations = ops::Store::new(store.clone(), data_keys(&plan.kms), plan.ops.clone());
-    let service = Service::new(operations, plan.settings.clone());
+    let service = Service::new(
+        operations.clone(),
+        operations.routes(),
+        plan.settings.clone(),
+    );
     let drain = Drain::new();
     if id == 0 {
         let store = store.clone();

@@ -501,7 +501,18 @@ impl Committer {
 
     fn set_bucket_encryption(&mut self, name: &str, to: Option<BucketEncryption>) -> Reply {
         let mut bucket = Bucket::clone(self.buckets.get(name).ok_or(Error::NoSuchBucket)?);
-        bucket.encryption = to;
+        // What is blocked stays so until it is said otherwise, also when the rest is taken away.
+        let blocked = bucket.encryption.and_then(|e| e.block_sse_c);
+        bucket.encryption = match to {
+            None if blocked.is_none() => None,
+            to => {
+                let to = to.unwrap_or_default();
+                Some(BucketEncryption {
+                    block_sse_c: to.block_sse_c.or(blocked),
+                    ..to
+                })
+            }
+        };
         self.put_bucket(bucket)
     }
 

@@ -14,10 +14,16 @@ use super::intake::Intake;
 use super::{Inner, PUT_BYTES_MAX, condition, etag, headers, metadata};
 use crate::checksum::{self, Algorithm, Announced, Fields};
 use crate::error::{At, OrS3, invalid_argument, not_implemented};
-use crate::sse;
+use crate::sse::decide::decide;
+use crate::sse::{self, Answer};
 
 /// Headers that make a copy of an object onto itself a change of it.
-const CHANGES: [&str; 3] = [sse::HEADER, metadata::STORAGE_CLASS, metadata::REDIRECT];
+const CHANGES: [&str; 4] = [
+    sse::HEADER,
+    sse::CUSTOMER[0],
+    metadata::STORAGE_CLASS,
+    metadata::REDIRECT,
+];
 
 pub async fn copy_object(
     inner: &Inner,
@@ -33,13 +39,10 @@ pub async fn copy_object(
     metadata::check_key(&key)?;
     let replace = replaces(input.metadata_directive.as_ref())?;
     let in_bucket = inner.shard.bucket(&bucket).at(at)?;
-    let choice = sse::decide(
-        headers,
-        in_bucket.encryption.as_ref(),
-        inner.config.default_encryption,
-    )?;
+    let encryption = inner.asked(headers, &request.extensions);
+    let choice = decide(&encryption, &inner.rules(&in_bucket))?;
     let asked = algorithm(headers)?;
-    let source = Source::find(inner, input.copy_source, headers).await?;
+    let source = Source::find(inner, input.copy_source, headers, &encryption).await?;
     let object = &source.found.object;
     let onto_itself = source.bucket == bucket && source.key == key;
     if onto_itself && !replace && !CHANGES.iter().any(|h| headers.contains_key(*h)) {
@@ -58,7 +61,7 @@ pub async fn copy_object(
     let condition = condition::of_write(headers);
     condition::check_early(inner, &bucket, &key, &condition).await?;
 
-    let new = sse::new_key(&inner.keys, choice, at).await?;
+    let new = sse::new_key(&inner.keys, &choice, at).await?;
     let mode = new.encryption.as_ref().map(|e| e.mode);
     let kept = object.checksum.as_deref().map(checksum::names);
     let kept = kept.and_then(|names| names.first().map(|n| n.algorithm));
@@ -88,6 +91,7 @@ pub async fn copy_object(
     drop(hold);
 
     let sums = Fields::of(&taken.sums);
+    let sealed = Answer::of(new.encryption.as_ref(), Some(&new.key));
     Ok(CopyObjectOutput {
         copy_object_result: Some(CopyObjectResult {
             checksum_crc32: sums.crc32,
@@ -99,7 +103,12 @@ pub async fn copy_object(
             e_tag: Some(etag(&taken.etag)),
             last_modified: Some(condition::timestamp(committed.modified)),
         }),
-        server_side_encryption: sse::answer(new.encryption.as_ref()),
+        server_side_encryption: sealed.method,
+        ssekms_key_id: sealed.kms_key_id,
+        bucket_key_enabled: sealed.bucket_key,
+        sse_customer_algorithm: sealed.customer_algorithm,
+        sse_customer_key_md5: sealed.customer_key_md5,
+        ssekms_encryption_context: sealed.context,
         ..Default::default()
     })
 }

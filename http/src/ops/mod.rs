@@ -8,19 +8,22 @@
 
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
 use http::{Extensions, HeaderMap, Method, StatusCode};
 use s3s::dto::*;
+use s3s::route::S3Route;
 use s3s::{Body, S3, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 use strongroom_engine::Shard;
-use strongroom_engine::record::UploadId;
+use strongroom_engine::record::{self, UploadId};
 use strongroom_kms::Keys;
 
 use crate::auth;
 use crate::config;
 use crate::error::invalid_argument;
+use crate::sse::{Asked, Rules};
 
 pub mod etag;
 pub mod lenient;
@@ -46,6 +49,7 @@ mod metadata;
 mod paging;
 mod put_object;
 mod range;
+mod routes;
 mod unset;
 mod upload_part;
 mod upload_part_copy;
@@ -72,6 +76,8 @@ pub struct Config {
     pub region: String,
     pub etag: config::Etag,
     pub default_encryption: config::DefaultEncryption,
+    pub block_sse_c: bool,
+    pub allow_sse_c_without_tls: bool,
 }
 
 impl Config {
@@ -79,7 +85,9 @@ impl Config {
         Config {
             region: options.region.clone(),
             etag: options.etag,
-            default_encryption: options.default_encryption,
+            default_encryption: options.default_encryption(),
+            block_sse_c: options.block_sse_c,
+            allow_sse_c_without_tls: options.allow_sse_c_without_tls,
         }
     }
 }
@@ -95,6 +103,22 @@ struct Inner {
     config: Config,
 }
 
+impl Inner {
+    /// What a request says of encryption.
+    fn asked<'a>(&self, headers: &'a HeaderMap, extensions: &Extensions) -> Asked<'a> {
+        Asked::new(headers, extensions, self.config.allow_sse_c_without_tls)
+    }
+
+    /// What is said of new objects of a bucket, where the request says nothing.
+    fn rules<'a>(&self, bucket: &'a record::Bucket) -> Rules<'a> {
+        Rules {
+            bucket: bucket.encryption.as_ref(),
+            default: self.config.default_encryption,
+            block_sse_c: self.config.block_sse_c,
+        }
+    }
+}
+
 impl Store {
     /// To be made and used on the shard's own thread.
     pub fn new(shard: Rc<Shard>, keys: Keys, config: Config) -> Self {
@@ -105,6 +129,13 @@ impl Store {
                 config,
             })),
         }
+    }
+}
+
+impl Store {
+    /// What the S3 layer does not route to the operations itself.
+    pub fn routes(&self) -> Vec<Arc<dyn S3Route>> {
+        vec![Arc::new(routes::Encryption::new(self.clone()))]
     }
 }
 
@@ -142,8 +173,6 @@ operations! {
         delete_bucket(DeleteBucketInput) -> DeleteBucketOutput,
         get_bucket_location(GetBucketLocationInput) -> GetBucketLocationOutput;
     bucket_encryption:
-        put_bucket_encryption(PutBucketEncryptionInput) -> PutBucketEncryptionOutput,
-        get_bucket_encryption(GetBucketEncryptionInput) -> GetBucketEncryptionOutput,
         delete_bucket_encryption(DeleteBucketEncryptionInput) -> DeleteBucketEncryptionOutput;
     unset:
         get_bucket_accelerate_configuration(GetBucketAccelerateConfigurationInput) -> GetBucketAccelerateConfigurationOutput,

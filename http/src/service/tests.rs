@@ -115,9 +115,11 @@ impl Fixture {
             health.set_live(true);
             let service = Service::new(
                 store,
+                Vec::new(),
                 Settings {
                     secrets: Arc::new(|key| (key == KEY).then(|| SecretKey::from(SECRET))),
                     domains: Domains::new(["s3.test".to_owned()]),
+                    proxies: Arc::new([]),
                     region: "us-east-1".to_owned(),
                     health,
                 },
