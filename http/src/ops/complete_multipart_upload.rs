@@ -414,6 +414,7 @@ mod tests {
             encryption: None,
             checksum: checksum.map(str::to_owned),
             key_extent: None,
+            origin: None,
         }
     }
 
