@@ -10,7 +10,7 @@ pub mod record;
 pub mod recover;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -61,6 +61,7 @@ impl Space {
 }
 
 pub struct Index {
+    dir: PathBuf,
     db: Database,
     spaces: [Keyspace; 7],
     pub sealer: Sealer,
@@ -107,6 +108,7 @@ impl Index {
             .try_into()
             .unwrap_or_else(|_| unreachable!("one keyspace each"));
         let index = Index {
+            dir: dir.to_owned(),
             db,
             spaces,
             sealer: Sealer::new(store_key),
@@ -148,7 +150,7 @@ impl Index {
         }
     }
 
-    /// The sealed bytes of a small stream, as its record's sequence names them.
+    /// The sealed bytes of a small stream, under the commit that brought them.
     pub fn inline(&self, sequence: u64) -> Result<Option<fjall::Slice>> {
         self.space(Space::Inline)
             .get(key::sequence(sequence))
@@ -181,12 +183,13 @@ impl Index {
     /// fjall replaces a journal only past a size of its own choosing, so it is made to, with filler that is dropped right after;
     /// and it removes the old one only while every keyspace has a table as young as that journal, so each gets a mark.
     pub fn compact(&self) -> Result<()> {
+        let journal = self.newest_journal()?;
         self.flush()?;
         let filler = vec![0u8; limits::INDEX_FILLER_BYTES];
         let pieces = limits::INDEX_JOURNAL_BYTES / limits::INDEX_FILLER_BYTES as u64 + 1;
-        let journals = self.db.journal_count();
         for _ in 0..pieces {
-            if self.db.journal_count() > journals {
+            // A count of journals would not tell: the old one can be gone before anybody looks.
+            if self.newest_journal()? != journal {
                 break;
             }
             self.mark(&[Space::Meta], &filler)?;
@@ -199,6 +202,18 @@ impl Index {
         self.space(Space::Inline).major_compact().map_err(io)?;
         // Files of replaced tables go with the next flush.
         self.mark(&[Space::Meta], &[])
+    }
+
+    /// The number in the name of the journal that is being written.
+    fn newest_journal(&self) -> Result<Option<u64>> {
+        let failed = |e| Error::io("list", &self.dir, e);
+        let mut newest = None;
+        for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let number = name.to_str().and_then(|n| n.strip_suffix(".jnl"));
+            newest = newest.max(number.and_then(|n| n.parse().ok()));
+        }
+        Ok(newest)
     }
 
     fn flush(&self) -> Result<()> {

@@ -461,6 +461,7 @@ mod tests {
             encryption: None,
             checksum: checksum.map(str::to_owned),
             key_extent: None,
+            origin: None,
         }
     }
 

@@ -394,6 +394,7 @@ mod tests {
             checksum: None,
             data: Data::Parts(UploadId([0; 16]), parts),
             key_extent: None,
+            origin: None,
         }
     }
 
