@@ -5,17 +5,18 @@ use s3s::dto::{
     CopyObjectInput, CopyObjectOutput, CopyObjectResult, MetadataDirective, TaggingDirective,
 };
 use s3s::{S3Request, S3Result, s3_error};
-use strongroom_engine::record::Metadata;
-use strongroom_engine::{Finish, Target};
+use strongroom_engine::record::{Encryption, Metadata, Mode};
+use strongroom_engine::{Error, Finish, Target};
 
 use super::copy::Source;
 use super::etag::EtagHasher;
 use super::intake::Intake;
+use super::rewrap::rewrap;
 use super::{Inner, PUT_BYTES_MAX, condition, etag, headers, metadata};
-use crate::checksum::{self, Algorithm, Announced, Fields};
-use crate::error::{At, OrS3, invalid_argument, not_implemented};
+use crate::checksum::{self, Algorithm, Announced, Fields, Sum};
+use crate::error::{At, OrS3, corrupt, engine_fault, invalid_argument, not_implemented};
 use crate::sse::decide::decide;
-use crate::sse::{self, Answer};
+use crate::sse::{self, Answer, Choice, NewKey};
 
 /// Headers that make a copy of an object onto itself a change of it.
 const CHANGES: [&str; 4] = [
@@ -60,6 +61,15 @@ pub async fn copy_object(
     let metadata = target_metadata(replace, &object.metadata, headers, input.metadata)?;
     let condition = condition::of_write(headers);
     condition::check_early(inner, &bucket, &key, &condition).await?;
+    let by_customer = |e: Option<&Encryption>| e.is_some_and(|e| e.mode == Mode::SseC);
+    if onto_itself
+        && by_customer(object.encryption.as_ref())
+        && matches!(choice, Choice::SseC(_))
+        && metadata == object.metadata
+        && asked.is_none()
+    {
+        return change_key(inner, &source, &choice, at).await;
+    }
 
     let new = sse::new_key(&inner.keys, &choice, at).await?;
     let mode = new.encryption.as_ref().map(|e| e.mode);
@@ -90,9 +100,32 @@ pub async fn copy_object(
     let committed = stream.commit(finish).await.at(at)?;
     drop(hold);
 
-    let sums = Fields::of(&taken.sums);
+    Ok(answer(&taken.etag, committed.modified, &taken.sums, &new))
+}
+
+/// A copy of an object onto itself under another customer's key: the data stays where it is.
+async fn change_key(
+    inner: &Inner,
+    source: &Source,
+    choice: &Choice,
+    at: At<'_>,
+) -> S3Result<CopyObjectOutput> {
+    let object = &source.found.object;
+    let new = rewrap(inner, &source.found, &source.object_key, choice, at)
+        .await?
+        .ok_or_else(|| engine_fault(Error::Conflict, at))?;
+    let sums = match object.checksum.as_deref() {
+        None => Vec::new(),
+        Some(blob) => checksum::from_blob(blob, new.key.secret())
+            .ok_or_else(|| corrupt("a sealed checksum", at))?,
+    };
+    Ok(answer(&object.etag, object.modified, &sums, &new))
+}
+
+fn answer(tag: &str, modified: u64, sums: &[Sum], new: &NewKey) -> CopyObjectOutput {
+    let sums = Fields::of(sums);
     let sealed = Answer::of(new.encryption.as_ref(), Some(&new.key));
-    Ok(CopyObjectOutput {
+    CopyObjectOutput {
         copy_object_result: Some(CopyObjectResult {
             checksum_crc32: sums.crc32,
             checksum_crc32c: sums.crc32c,
@@ -100,8 +133,8 @@ pub async fn copy_object(
             checksum_sha1: sums.sha1,
             checksum_sha256: sums.sha256,
             checksum_type: sums.kind,
-            e_tag: Some(etag(&taken.etag)),
-            last_modified: Some(condition::timestamp(committed.modified)),
+            e_tag: Some(etag(tag)),
+            last_modified: Some(condition::timestamp(modified)),
         }),
         server_side_encryption: sealed.method,
         ssekms_key_id: sealed.kms_key_id,
@@ -110,7 +143,7 @@ pub async fn copy_object(
         sse_customer_key_md5: sealed.customer_key_md5,
         ssekms_encryption_context: sealed.context,
         ..Default::default()
-    })
+    }
 }
 
 fn replaces(directive: Option<&MetadataDirective>) -> S3Result<bool> {

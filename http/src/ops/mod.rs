@@ -49,8 +49,10 @@ mod metadata;
 mod paging;
 mod put_object;
 mod range;
+mod rewrap;
 mod routes;
 mod unset;
+mod update_object_encryption;
 mod upload_part;
 mod upload_part_copy;
 

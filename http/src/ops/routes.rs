@@ -10,6 +10,7 @@ use s3s::route::S3Route;
 use s3s::{Body, S3Request, S3Response, S3Result, s3_error};
 use send_wrapper::SendWrapper;
 
+use super::update_object_encryption::update_object_encryption;
 use super::{Inner, Store, bucket_encryption};
 use crate::auth;
 use crate::service::guard::Place;
@@ -61,6 +62,7 @@ async fn answer(inner: &Inner, request: S3Request<Body>) -> S3Result<S3Response<
         response.headers.insert(CONTENT_TYPE, kind);
         return Ok(response);
     }
+    let version = parameter(&request.uri, "versionId");
     let headers = request.headers;
     // It was gathered, within a bound, before the request came here.
     let body: Bytes = request
@@ -74,7 +76,8 @@ async fn answer(inner: &Inner, request: S3Request<Body>) -> S3Result<S3Response<
             bucket_encryption::put_bucket_encryption(inner, &place.bucket, &headers, &body).await?;
         }
         _ => {
-            return Err(crate::error::not_implemented("encryption"));
+            let version = version.as_deref();
+            update_object_encryption(inner, &place, version, &headers, &body).await?;
         }
     }
     Ok(S3Response::new(Body::empty()))
