@@ -32,7 +32,7 @@ pub(crate) struct Core {
     pub fatal: fn(&Error),
 }
 
-/// The records that one shard's readers hold, by sequence.
+/// The data that one shard's readers hold, by the commit that brought it.
 type Readers = Mutex<HashMap<u64, u32>>;
 
 impl Core {

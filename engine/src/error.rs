@@ -19,8 +19,8 @@ pub enum Error {
     /// A precondition does not hold; `condition` is the name of the header that asked for it.
     #[error("precondition failed: {condition}")]
     PreconditionFailed { condition: &'static str },
-    /// The key changed while a conditional multipart upload was under way.
-    #[error("the key changed since the upload began")]
+    /// The key changed while a conditional multipart upload or a change of encryption was under way.
+    #[error("the key changed meanwhile")]
     Conflict,
     /// A part named by a completion is absent or was replaced meanwhile.
     #[error("part {number} is not what the completion names")]

@@ -56,6 +56,7 @@ impl Shard {
         self.commit(op).await.map(|_| ())
     }
 
+    /// Sets a bucket's default, or takes it away; where `to` says nothing of blocked modes they stay as they are.
     pub async fn set_bucket_encryption(
         &self,
         name: &str,

@@ -12,6 +12,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use zeroize::Zeroizing;
 
+use crate::service::proxy::Network;
+
 /// How ETags of objects whose ETag is an MD5 on S3 are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Etag {
@@ -26,6 +28,8 @@ pub enum Etag {
 pub enum DefaultEncryption {
     /// Sealed with a key of the server
     SseS3,
+    /// Sealed with the default key of the key service (aws:kms)
+    SseKms,
     /// Stored as they come
     None,
 }
@@ -75,9 +79,26 @@ pub struct Serve {
     #[arg(long, env = "STRONGROOM_ETAG", default_value = "md5")]
     pub etag: Etag,
 
-    /// Encryption where neither request nor bucket says
-    #[arg(long, env = "STRONGROOM_DEFAULT_ENCRYPTION", default_value = "sse-s3")]
-    pub default_encryption: DefaultEncryption,
+    /// Encryption where neither request nor bucket says [default: sse-s3, or sse-kms with MINIO_KMS_AUTO_ENCRYPTION=on]
+    #[arg(long, env = "STRONGROOM_DEFAULT_ENCRYPTION")]
+    pub default_encryption: Option<DefaultEncryption>,
+
+    /// Refuse customers' keys (SSE-C) in buckets whose configuration does not say otherwise, as AWS does
+    #[arg(long, env = "STRONGROOM_BLOCK_SSE_C", value_parser = clap::builder::BoolishValueParser::new(), num_args = 0..=1, default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub block_sse_c: bool,
+
+    /// Accept customers' keys (SSE-C) over plain HTTP, where they can be read on the way
+    #[arg(long, env = "STRONGROOM_ALLOW_SSE_C_WITHOUT_TLS", value_parser = clap::builder::BoolishValueParser::new(), num_args = 0..=1, default_value = "false", default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub allow_sse_c_without_tls: bool,
+
+    /// Addresses or networks of proxies that take TLS for this server (10.0.0.0/8,::1): their X-Forwarded-Proto counts
+    #[arg(
+        long,
+        env = "STRONGROOM_TRUSTED_PROXIES",
+        value_delimiter = ',',
+        value_name = "NETWORKS"
+    )]
+    pub trusted_proxies: Vec<Network>,
 
     /// How long requests under way may take to finish at shutdown (10s, 500ms, 1m)
     #[arg(long, env = "STRONGROOM_DRAIN_TIMEOUT", default_value = "10s", value_parser = parse_duration)]
@@ -94,7 +115,16 @@ impl Serve {
         if self.domain.is_none() {
             self.domain = non_empty("MINIO_DOMAIN");
         }
+        let auto = non_empty("MINIO_KMS_AUTO_ENCRYPTION");
+        if self.default_encryption.is_none() && auto.is_some_and(|value| is_on(&value)) {
+            self.default_encryption = Some(DefaultEncryption::SseKms);
+        }
         self
+    }
+
+    /// What becomes of objects for which neither the request nor the bucket names a mode.
+    pub fn default_encryption(&self) -> DefaultEncryption {
+        self.default_encryption.unwrap_or(DefaultEncryption::SseS3)
     }
 
     pub fn certs_dir(&self) -> PathBuf {
@@ -135,6 +165,13 @@ pub fn unknown_variables(command: &clap::Command) -> Vec<String> {
 /// The value of a variable that is set to something.
 pub fn non_empty(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The words that switch a variable of MinIO's on.
+fn is_on(value: &str) -> bool {
+    ["on", "true", "1"]
+        .iter()
+        .any(|word| value.eq_ignore_ascii_case(word))
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {

@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
-use strongroom_kms::{Generated, Kms, RootKey};
+use strongroom_kms::{Generated, Keys, KeysOptions, Kms, RootKey};
 
 use crate::config::{self, CredentialsFrom, RootCredentials, Serve};
 use crate::conn::{self, Drain};
@@ -117,6 +117,7 @@ fn settings(options: &Serve, root: &RootCredentials, health: Arc<Health>) -> Set
         domains: Domains::new(options.domain.clone()),
         region: options.region.clone(),
         health,
+        proxies: options.trusted_proxies.clone().into(),
     }
 }
 
@@ -331,8 +332,12 @@ async fn shard(
             return;
         }
     };
-    let operations = ops::Store::new(store.clone(), Arc::clone(&plan.kms), plan.ops.clone());
-    let service = Service::new(operations, plan.settings.clone());
+    let operations = ops::Store::new(store.clone(), data_keys(&plan.kms), plan.ops.clone());
+    let service = Service::new(
+        operations.clone(),
+        operations.routes(),
+        plan.settings.clone(),
+    );
     let drain = Drain::new();
     if id == 0 {
         let store = store.clone();
@@ -370,6 +375,11 @@ async fn shard(
     drain.below(1).await;
     store.close().await;
     let _ = stopped.send(());
+}
+
+/// The data keys of one core: here alone it is said which key service they come from.
+fn data_keys(kms: &Arc<Kms>) -> Keys {
+    Keys::new(Arc::clone(kms), None, KeysOptions::default())
 }
 
 fn wait_for_signal(mut signals: Signals) {

@@ -15,8 +15,8 @@ use futures_channel::oneshot;
 use minicbor::{Decode, Encode};
 
 use super::record::{
-    self, Bucket, BucketEncryption, Data, Extent, Object, Part, PartRef, Place, Stream, Upload,
-    UploadId,
+    self, Bucket, BucketEncryption, Data, Encryption, Extent, Object, Part, PartRef, Place, Stream,
+    Upload, UploadId,
 };
 use super::{Space, key};
 use crate::engine::Core;
@@ -85,6 +85,16 @@ pub enum Op {
         bucket: String,
         key: String,
         id: UploadId,
+    },
+    /// Another wrapping of the same object key, for exactly the record with this sequence.
+    SetEncryption {
+        bucket: String,
+        key: String,
+        /// Of this open upload instead of the object.
+        upload: Option<UploadId>,
+        sequence: u64,
+        encryption: Box<Encryption>,
+        key_extent: Option<Extent>,
     },
     /// The extents freed by these commits are punched.
     Reclaimed(Vec<u64>),
@@ -324,6 +334,24 @@ impl Committer {
                 self.commit(replies)?;
                 self.abort(&bucket, &key, &id)
             }
+            Op::SetEncryption {
+                bucket,
+                key,
+                upload,
+                sequence,
+                encryption,
+                key_extent,
+            } => match upload {
+                None => self.set_encryption(&bucket, &key, sequence, *encryption, key_extent),
+                Some(id) => self.set_upload_encryption(
+                    &bucket,
+                    &key,
+                    &id,
+                    sequence,
+                    *encryption,
+                    key_extent,
+                ),
+            },
             Op::Reclaimed(sequences) => {
                 for sequence in sequences {
                     self.remove(Space::Freed, key::sequence(sequence).to_vec());
@@ -380,10 +408,11 @@ impl Committer {
         self.written.insert((space, key), None);
     }
 
-    /// Gives back what a record of `sequence` named. `extents` are punched once the batch is durable and no reader holds them.
+    /// Gives back what a record named. Its extents are punched once the batch is durable and no reader holds `origin`, the
+    /// commit that brought them.
     fn free(
         &mut self,
-        sequence: u64,
+        origin: u64,
         streams: &[&Stream],
         key_extent: Option<Extent>,
         inline_of: &[u64],
@@ -406,7 +435,7 @@ impl Committer {
         }
         let at = self.put_freed(&extents);
         self.freed.push(Freed {
-            reader: Some(sequence),
+            reader: Some(origin),
             freed: Some(at),
             shard: None,
             extents,
@@ -424,18 +453,19 @@ impl Committer {
 
     /// Frees everything an object's record names, parts included.
     fn free_object(&mut self, sequence: u64, object: &Object) -> Result<()> {
+        let origin = object.origin(sequence);
         match &object.data {
             Data::Single(stream) => {
                 let inline: &[u64] = if stream.place == Place::Inline {
-                    &[sequence]
+                    &[origin]
                 } else {
                     &[]
                 };
-                self.free(sequence, &[stream], object.key_extent, inline);
+                self.free(origin, &[stream], object.key_extent, inline);
             }
             Data::Parts(id, parts) => {
                 let numbers: Vec<u16> = parts.iter().map(|p| p.number).collect();
-                self.free_parts(sequence, id, &numbers, object.key_extent)?;
+                self.free_parts(origin, id, &numbers, object.key_extent)?;
             }
         }
         Ok(())
@@ -501,7 +531,18 @@ impl Committer {
 
     fn set_bucket_encryption(&mut self, name: &str, to: Option<BucketEncryption>) -> Reply {
         let mut bucket = Bucket::clone(self.buckets.get(name).ok_or(Error::NoSuchBucket)?);
-        bucket.encryption = to;
+        // What is blocked stays so until it is said otherwise, also when the rest is taken away.
+        let blocked = bucket.encryption.and_then(|e| e.block_sse_c);
+        bucket.encryption = match to {
+            None if blocked.is_none() => None,
+            to => {
+                let to = to.unwrap_or_default();
+                Some(BucketEncryption {
+                    block_sse_c: to.block_sse_c.or(blocked),
+                    ..to
+                })
+            }
+        };
         self.put_bucket(bucket)
     }
 
@@ -629,11 +670,12 @@ impl Committer {
         checksum: Option<Vec<u8>>,
         condition: &Condition,
     ) -> Reply {
-        let (begun, upload) = self.need_upload(bucket, key, id)?;
+        let (sequence, upload) = self.need_upload(bucket, key, id)?;
+        let begun = upload.origin(sequence);
         let entry = key::object(bucket, key);
         let old = self.get::<Object>(Space::Objects, &entry)?;
         check(condition, old.as_ref().map(|(_, o)| o)).map_err(|e| match &old {
-            Some((sequence, _)) if *sequence > begun => Error::Conflict,
+            Some((sequence, old)) if old.origin(*sequence) > begun => Error::Conflict,
             _ => e,
         })?;
         let stored = self.parts_of(id)?;
@@ -671,12 +713,83 @@ impl Committer {
             checksum,
             data: Data::Parts(*id, parts),
             key_extent: upload.key_extent,
+            origin: None,
         };
         let sequence = self.put(Space::Objects, entry, &object);
         Ok(Some(Committed {
             modified: object.modified,
             sequence,
         }))
+    }
+
+    fn set_encryption(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        sequence: u64,
+        encryption: Encryption,
+        key_extent: Option<Extent>,
+    ) -> Reply {
+        self.need_bucket(bucket)?;
+        let entry = key::object(bucket, key);
+        let found = self.get::<Object>(Space::Objects, &entry)?;
+        let (_, old) = found
+            .filter(|(found, _)| *found == sequence)
+            .ok_or(Error::Conflict)?;
+        self.replace_key(old.key_extent, key_extent);
+        let object = Object {
+            origin: Some(old.origin(sequence)),
+            encryption: Some(encryption),
+            key_extent,
+            ..old
+        };
+        let sequence = self.put(Space::Objects, entry, &object);
+        Ok(Some(Committed {
+            modified: object.modified,
+            sequence,
+        }))
+    }
+
+    fn set_upload_encryption(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        id: &UploadId,
+        sequence: u64,
+        encryption: Encryption,
+        key_extent: Option<Extent>,
+    ) -> Reply {
+        let (found, old) = self.need_upload(bucket, key, id)?;
+        if found != sequence {
+            return Err(Error::Conflict);
+        }
+        self.replace_key(old.key_extent, key_extent);
+        let upload = Upload {
+            origin: Some(old.origin(sequence)),
+            encryption: Some(encryption),
+            key_extent,
+            ..old
+        };
+        let sequence = self.put(Space::Uploads, key::upload(bucket, key, id), &upload);
+        Ok(Some(Committed {
+            modified: upload.created,
+            sequence,
+        }))
+    }
+
+    /// Accounts for a key extent that replaces another one. Nobody reads the old one, so it goes at once.
+    fn replace_key(&mut self, old: Option<Extent>, new: Option<Extent>) {
+        self.added.extend(new);
+        self.index_dead += limits::INDEX_RECORD_BYTES;
+        if let Some(old) = old {
+            let at = self.put_freed(&[old]);
+            self.freed.push(Freed {
+                reader: None,
+                freed: Some(at),
+                shard: None,
+                extents: vec![old],
+            });
+        }
     }
 
     /// The stored parts of an upload: number to sequence and size.

@@ -4,7 +4,7 @@
 //! objects   bucket ‖ 00 ‖ key ‖ 00 00 ‖ version (8 bytes; zero is the null version)
 //! uploads   bucket ‖ 00 ‖ key ‖ 00 00 ‖ upload id (16 bytes)
 //! parts     upload id ‖ part number (2 bytes, big-endian)
-//! inline    commit sequence (8 bytes, big-endian) of the record that names it
+//! inline    commit sequence (8 bytes, big-endian) of the commit that brought it
 //! freed     commit sequence (8 bytes, big-endian) of the commit that freed it
 //! buckets   bucket
 //! all       FF: the mark, an entry of no meaning

@@ -150,7 +150,7 @@ impl Index {
         }
     }
 
-    /// The sealed bytes of a small stream, as its record's sequence names them.
+    /// The sealed bytes of a small stream, under the commit that brought them.
     pub fn inline(&self, sequence: u64) -> Result<Option<fjall::Slice>> {
         self.space(Space::Inline)
             .get(key::sequence(sequence))

@@ -60,13 +60,18 @@ impl Index {
                     entry,
                     value,
                 } => {
-                    let (_, upload): (u64, Upload) =
+                    let (sequence, upload): (u64, Upload) =
                         self.sealer.open(Space::Uploads.name(), &entry, &value)?;
                     let id = UploadId(
                         rest.try_into()
                             .map_err(|_| Error::corrupt("an upload's key", "index uploads"))?,
                     );
-                    page.uploads.push(UploadEntry { key, id, upload });
+                    page.uploads.push(UploadEntry {
+                        key,
+                        id,
+                        sequence,
+                        upload,
+                    });
                 }
             }
         }

@@ -101,7 +101,7 @@ pub enum Place {
     /// Nothing is stored.
     #[n(0)]
     Empty,
-    /// In the index, under the sequence of the record that names it.
+    /// In the index, under the sequence of the commit that brought it.
     #[n(1)]
     Inline,
     /// In segments; every extent but the last is full.
@@ -206,9 +206,18 @@ pub struct Object {
     /// Where a copy of the wrapped object key lies in a segment, for recovery.
     #[n(7)]
     pub key_extent: Option<Extent>,
+    /// The commit that brought the data, where a later one changed the record around it.
+    #[n(8)]
+    pub origin: Option<u64>,
 }
 
 impl Object {
+    /// The commit that brought the data. Readers hold the data by it, and a small object's bytes stand under it in the index;
+    /// `sequence` is the record's own.
+    pub fn origin(&self, sequence: u64) -> u64 {
+        self.origin.unwrap_or(sequence)
+    }
+
     /// Every extent this record names itself; those of parts stand in their own records.
     pub fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
         let data: &[Extent] = match &self.data {
@@ -256,6 +265,16 @@ pub struct Upload {
     /// Where a copy of the wrapped object key lies in a segment, for recovery.
     #[n(4)]
     pub key_extent: Option<Extent>,
+    /// The commit that began the upload, where a later one changed its record.
+    #[n(5)]
+    pub origin: Option<u64>,
+}
+
+impl Upload {
+    /// The commit that began the upload; `sequence` is the record's own.
+    pub fn origin(&self, sequence: u64) -> u64 {
+        self.origin.unwrap_or(sequence)
+    }
 }
 
 /// The record of a bucket.

@@ -22,6 +22,7 @@ use crate::shard::{Shard, within};
 /// An object's record. While this or a stream read from it lives, nothing the record names is given back.
 pub struct Found {
     pub object: Object,
+    /// The commit sequence of the record.
     pub sequence: u64,
     hold: Rc<Hold>,
     /// Sealed bytes of a single small object, read together with the record.
@@ -31,12 +32,13 @@ pub struct Found {
 struct Hold {
     core: Arc<Core>,
     shard: usize,
-    sequence: u64,
+    /// The commit that brought the data.
+    origin: u64,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.core.release(self.shard, self.sequence);
+        self.core.release(self.shard, self.origin);
     }
 }
 
@@ -71,14 +73,15 @@ impl Shard {
     pub async fn lookup(&self, bucket: &str, key: &str) -> Result<Found> {
         self.bucket(bucket)?;
         let entry = key::object(bucket, key);
-        let (sequence, (object, inline)) = self.core.hold(self.id, || self.core.look(&entry))?;
+        let (origin, (sequence, object, inline)) =
+            self.core.hold(self.id, || self.core.look(&entry))?;
         Ok(Found {
             object,
             sequence,
             hold: Rc::new(Hold {
                 core: Arc::clone(&self.core),
                 shard: self.id,
-                sequence,
+                origin,
             }),
             inline,
         })
@@ -183,20 +186,24 @@ fn opener(key: Option<&Secret>, stream: &Stream) -> Result<Option<Rc<Opener>>> {
     }
 }
 
+/// A record with its sequence, and the sealed bytes where it is a single small object.
+type Looked = (u64, Object, Option<Bytes>);
+
 impl Core {
-    /// The object under an index key, with its sealed bytes where it is a single small one.
-    fn look(&self, entry: &[u8]) -> Result<(u64, (Object, Option<Bytes>))> {
+    /// The object under an index key, behind the commit that brought its data.
+    fn look(&self, entry: &[u8]) -> Result<(u64, Looked)> {
         loop {
             let (sequence, object) = self
                 .index
                 .get::<Object>(Space::Objects, entry)?
                 .ok_or(Error::NoSuchKey)?;
+            let origin = object.origin(sequence);
             let small = matches!(&object.data, Data::Single(s) if s.place == Place::Inline);
             if !small {
-                return Ok((sequence, (object, None)));
+                return Ok((origin, (sequence, object, None)));
             }
-            if let Some(bytes) = self.inline(sequence)? {
-                return Ok((sequence, (object, Some(bytes))));
+            if let Some(bytes) = self.inline(origin)? {
+                return Ok((origin, (sequence, object, Some(bytes))));
             }
             // Replaced between the two looks; if it was not, its bytes are lost.
             match self.index.get::<Object>(Space::Objects, entry)? {

@@ -46,6 +46,8 @@ pub struct UploadQuery {
 pub struct UploadEntry {
     pub key: String,
     pub id: UploadId,
+    /// The commit sequence of its record.
+    pub sequence: u64,
     pub upload: Upload,
 }
 

@@ -1,6 +1,7 @@
 //! The verbs on objects, one a file: the order of steps of each.
 
 mod delete;
+mod encryption;
 mod get;
 mod list;
 mod multipart;

@@ -8,6 +8,7 @@ use crate::limits;
 use crate::record::{Encryption, Metadata, Part, Upload, UploadId};
 use crate::segment::block::WrappedKey;
 use crate::shard::Shard;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// What an upload is begun with: the metadata and the sealed key of the object to come.
@@ -44,7 +45,13 @@ pub struct Completion {
 }
 
 impl Shard {
-    pub async fn create_upload(&self, bucket: &str, key: &str, new: NewUpload) -> Result<UploadId> {
+    /// Begins an upload. Once its record is on the way it ends, also when the caller goes away.
+    pub async fn create_upload(
+        self: &Rc<Self>,
+        bucket: &str,
+        key: &str,
+        new: NewUpload,
+    ) -> Result<UploadId> {
         self.bucket(bucket)?;
         if key.len() > limits::KEY_BYTES_MAX {
             return Err(Error::TooLarge {
@@ -63,6 +70,7 @@ impl Shard {
                     key: key.into(),
                     upload: Some(id),
                     encryption: encryption.clone(),
+                    stream: None,
                 };
                 Some(self.writer.write_key(wrapped).await?)
             }
@@ -73,6 +81,7 @@ impl Shard {
             encryption: new.encryption,
             checksum: new.checksum,
             key_extent: key_copy.as_ref().and_then(|k| k.extent()),
+            origin: None,
         };
         let op = Op::CreateUpload {
             bucket: bucket.into(),
@@ -80,10 +89,7 @@ impl Shard {
             id,
             upload: Box::new(upload),
         };
-        self.commit_some(op).await?;
-        if let Some(copy) = key_copy {
-            copy.keep();
-        }
+        self.commit_with_key(op, key_copy).await?;
         Ok(id)
     }
 

@@ -103,6 +103,7 @@ impl Shard {
                 key: target.key.clone(),
                 upload: None,
                 encryption,
+                stream: None,
             });
             To::Segments(Box::new(self.writer.begin(head, stored, wrapped).await?))
         };
@@ -226,6 +227,7 @@ impl PutStream {
             checksum: finish.checksum,
             data: Data::Single(self.stream(Place::Empty)),
             key_extent: None,
+            origin: None,
         };
         let (mut sink, place, inline, object) = match self.to {
             To::Nowhere => (None, Place::Empty, None, object),

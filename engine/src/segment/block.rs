@@ -114,6 +114,10 @@ pub struct WrappedKey {
     pub upload: Option<UploadId>,
     #[n(3)]
     pub encryption: Encryption,
+    /// Where it replaces the key of an object put in one piece: sequence of the first extent of the data it opens. The heads
+    /// of that data name the first key.
+    #[n(4)]
+    pub stream: Option<u64>,
 }
 
 /// Sectors that a block with `payload` bytes of CBOR fills.

@@ -19,7 +19,7 @@ use crate::record::Extent;
 /// Extents nobody names any more.
 #[derive(Debug)]
 pub struct Freed {
-    /// Sequence of the record that named them: readers hold it while they read.
+    /// The commit that brought them: readers hold it while they read. None where nobody reads them, as of a wrapped key.
     pub reader: Option<u64>,
     /// Their entry in the index's list of freed extents.
     pub freed: Option<u64>,

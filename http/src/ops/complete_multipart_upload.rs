@@ -11,7 +11,7 @@ use s3s::dto::{
     CompletedPart,
 };
 use s3s::{S3Error, S3Request, S3Result, s3_error};
-use strongroom_engine::record::{Data, Object, Upload, UploadId};
+use strongroom_engine::record::{Data, Mode, Object, Upload, UploadId};
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{Completion, Error, PartChoice, PartEntry};
 
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::checksum::{self, Algorithm, Fields, Kind, Sum};
 use crate::error::{At, OrS3, corrupt, element, engine_fault, invalid_part};
-use crate::sse;
+use crate::sse::access::{self, Unlocked};
+use crate::sse::{self, Answer};
 
 pub async fn complete_multipart_upload(
     inner: &Inner,
@@ -46,8 +47,19 @@ pub async fn complete_multipart_upload(
 
     let stored = stored_parts(inner, &id, at).await?;
     let encryption = upload.encryption.as_ref();
-    let object_key = sse::open_key(&inner.kms, encryption, at).await?;
-    let chosen = choose(&listed, &stored, asked.named, object_key.secret(), at)?;
+    let in_headers = inner.asked(headers, &request.extensions);
+    let object_key = match access::of_upload(&in_headers, encryption, at)? {
+        Unlocked::Key(key) => Some(key),
+        Unlocked::ByService => Some(sse::open_key(&inner.keys, encryption, None, at).await?),
+        // Nobody asked for a checksum, so nothing has to be opened.
+        Unlocked::Locked if asked.is_nothing() && !listed.iter().any(has_sum) => None,
+        Unlocked::Locked => return Err(access::part_needs_key()),
+    };
+    let opener = match &object_key {
+        Some(key) => Opener::Key(key.secret()),
+        None => Opener::None,
+    };
+    let chosen = choose(&listed, &stored, asked.named, opener, at)?;
     let size: u64 = chosen.iter().map(|c| c.entry.part.stream.size).sum();
     if let Some(expected) = input.mpu_object_size
         && u64::try_from(expected) != Ok(size)
@@ -72,10 +84,16 @@ pub async fn complete_multipart_upload(
             })
             .collect(),
         etag: tag.clone(),
-        checksum: checksum::to_blob(&sums, object_key.secret()),
+        checksum: match &object_key {
+            Some(key) => checksum::to_blob(&sums, key.secret()),
+            None => None,
+        },
         condition,
     };
-    let _hold = object_key.hold(at)?;
+    let _hold = match &object_key {
+        Some(key) => key.hold(at)?,
+        None => None,
+    };
     match inner
         .shard
         .complete_upload(at.bucket, at.key, &id, done)
@@ -170,6 +188,11 @@ impl Asked {
         Ok(Asked { named, expected })
     }
 
+    /// Whether the client neither named nor knows a checksum.
+    fn is_nothing(&self) -> bool {
+        self.named.is_none() && self.expected.is_none()
+    }
+
     /// The checksum of the object, checked against what the client knows. None where a part has none of that algorithm.
     fn checksum(&self, chosen: &[Chosen<'_>]) -> S3Result<Option<Sum>> {
         let of = self.named.unwrap_or(UploadChecksum::DEFAULT);
@@ -191,6 +214,24 @@ impl Asked {
     }
 }
 
+/// What opens the checksums of parts.
+#[derive(Clone, Copy)]
+enum Opener<'a> {
+    /// The upload's object key; no key where the upload is not sealed.
+    Key(Option<&'a Secret>),
+    /// The customer's key is not at hand.
+    None,
+}
+
+/// Whether a listed part comes with a checksum.
+fn has_sum(part: &CompletedPart) -> bool {
+    part.checksum_crc32.is_some()
+        || part.checksum_crc32c.is_some()
+        || part.checksum_crc64nvme.is_some()
+        || part.checksum_sha1.is_some()
+        || part.checksum_sha256.is_some()
+}
+
 /// A part that makes it into the object.
 struct Chosen<'a> {
     entry: &'a PartEntry,
@@ -202,7 +243,7 @@ fn choose<'a>(
     listed: &[CompletedPart],
     stored: &'a BTreeMap<u16, PartEntry>,
     named: Option<UploadChecksum>,
-    object_key: Option<&Secret>,
+    opener: Opener<'_>,
     at: At<'_>,
 ) -> S3Result<Vec<Chosen<'a>>> {
     let mut chosen = Vec::with_capacity(listed.len());
@@ -217,9 +258,9 @@ fn choose<'a>(
         if given != Some(entry.part.etag.as_str()) {
             return Err(invalid());
         }
-        let sums = match entry.part.checksum.as_deref() {
-            None => Vec::new(),
-            Some(blob) => checksum::from_blob(blob, object_key)
+        let sums = match (entry.part.checksum.as_deref(), opener) {
+            (None, _) | (_, Opener::None) => Vec::new(),
+            (Some(blob), Opener::Key(object_key)) => checksum::from_blob(blob, object_key)
                 .ok_or_else(|| corrupt("a sealed checksum of a part", at))?,
         };
         check_part_sums(part, &sums, named, invalid)?;
@@ -322,10 +363,13 @@ async fn repeat(
         return Err(gone());
     }
     let encryption = object.encryption.as_ref();
+    let by_customer = encryption.is_some_and(|e| e.mode == Mode::SseC);
     let sums = match object.checksum.as_deref() {
+        // What only the customer's key opens is not shown twice.
         None => Vec::new(),
+        Some(_) if by_customer => Vec::new(),
         Some(blob) => {
-            let object_key = sse::open_key(&inner.kms, encryption, at).await?;
+            let object_key = sse::open_key(&inner.keys, encryption, None, at).await?;
             checksum::from_blob(blob, object_key.secret()).unwrap_or_default()
         }
     };
@@ -339,12 +383,15 @@ fn answer(
     sums: &[Sum],
 ) -> CompleteMultipartUploadOutput {
     let sums = Fields::of(sums);
+    let sealed = Answer::of(encryption, None);
     CompleteMultipartUploadOutput {
         bucket: Some(at.bucket.to_owned()),
         key: Some(at.key.to_owned()),
         location: Some(format!("/{}/{}", at.bucket, percent_encode(at.key))),
         e_tag: Some(etag(tag)),
-        server_side_encryption: sse::answer(encryption),
+        server_side_encryption: sealed.method,
+        ssekms_key_id: sealed.kms_key_id,
+        bucket_key_enabled: sealed.bucket_key,
         checksum_crc32: sums.crc32,
         checksum_crc32c: sums.crc32c,
         checksum_crc64nvme: sums.crc64nvme,
@@ -414,6 +461,7 @@ mod tests {
             encryption: None,
             checksum: checksum.map(str::to_owned),
             key_extent: None,
+            origin: None,
         }
     }
 
@@ -455,7 +503,8 @@ mod tests {
             entry(2, "two", PART_BYTES_MIN - 1, b"2", Algorithm::Crc64Nvme),
             entry(3, "three", 0, b"", Algorithm::Crc64Nvme),
         ]);
-        let choose = |list: &[CompletedPart]| code(choose(list, &stored, None, None, at));
+        let choose =
+            |list: &[CompletedPart]| code(choose(list, &stored, None, Opener::Key(None), at));
         assert_eq!(choose(&[listed(1, "one"), listed(2, "two")]), "none");
         assert_eq!(choose(&[listed(2, "two")]), "none");
         assert_eq!(
@@ -483,14 +532,14 @@ mod tests {
         let named = UploadChecksum::parse("CRC32 COMPOSITE");
         let bare = [listed(1, "one")];
         assert_eq!(
-            code(choose(&bare, &stored, named, None, at)),
+            code(choose(&bare, &stored, named, Opener::Key(None), at)),
             "InvalidRequest"
         );
         let summed = [CompletedPart {
             checksum_crc32: Some("y/Q5Jg==".into()),
             ..listed(1, "one")
         }];
-        let chosen = choose(&summed, &stored, named, None, at).expect("fits");
+        let chosen = choose(&summed, &stored, named, Opener::Key(None), at).expect("fits");
         let asked = Asked {
             named,
             expected: None,
@@ -498,7 +547,10 @@ mod tests {
         let sum = asked.checksum(&chosen).expect("fine").expect("a sum");
         assert!(sum.text().ends_with("-1"));
         let full = UploadChecksum::parse("CRC32 FULL_OBJECT");
-        assert_eq!(code(choose(&bare, &stored, full, None, at)), "none");
+        assert_eq!(
+            code(choose(&bare, &stored, full, Opener::Key(None), at)),
+            "none"
+        );
     }
 
     #[test]
@@ -516,7 +568,7 @@ mod tests {
         ]);
         let upload = upload(Some("CRC32 FULL_OBJECT"));
         let list = [listed(1, "one"), listed(2, "two")];
-        let mut chosen = choose(&list, &stored, None, None, at).expect("fits");
+        let mut chosen = choose(&list, &stored, None, Opener::Key(None), at).expect("fits");
         // The first part of this test is shorter than it claims to be.
         let mut short = chosen[0].entry.clone();
         short.part.stream.size = 4;

@@ -262,6 +262,7 @@ mod tests {
                 place: Place::Empty,
             }),
             key_extent: None,
+            origin: None,
         }
     }
 

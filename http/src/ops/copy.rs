@@ -11,7 +11,7 @@ use super::condition::{self, Of};
 use super::intake::Intake;
 use super::{Inner, check_version};
 use crate::error::{At, OrS3, not_implemented};
-use crate::sse::{self, ObjectKey};
+use crate::sse::{self, Asked, ObjectKey, access};
 
 /// The object to copy, held until it is dropped.
 pub struct Source {
@@ -23,7 +23,12 @@ pub struct Source {
 
 impl Source {
     /// Finds the source, and decides the conditions on it.
-    pub async fn find(inner: &Inner, from: CopySource, headers: &HeaderMap) -> S3Result<Self> {
+    pub async fn find(
+        inner: &Inner,
+        from: CopySource,
+        headers: &HeaderMap,
+        asked: &Asked<'_>,
+    ) -> S3Result<Self> {
         let CopySource::Bucket {
             bucket,
             key,
@@ -39,10 +44,10 @@ impl Source {
         check_version(version_id.as_deref())?;
         let at = At::object(&bucket, &key);
         let found = inner.shard.lookup(&bucket, &key).await.at(at)?;
-        sse::check_copy_source(headers)?;
-        condition::check_read(headers, Of::CopySource, &found.object)?;
         let encryption = found.object.encryption.as_ref();
-        let object_key = sse::open_key(&inner.kms, encryption, at).await?;
+        let opened = access::of_copy_source(asked, encryption, at)?;
+        condition::check_read(headers, Of::CopySource, &found.object)?;
+        let object_key = sse::open_key(&inner.keys, encryption, opened, at).await?;
         Ok(Source {
             bucket,
             key,

@@ -5,19 +5,26 @@ use s3s::dto::{
     CopyObjectInput, CopyObjectOutput, CopyObjectResult, MetadataDirective, TaggingDirective,
 };
 use s3s::{S3Request, S3Result, s3_error};
-use strongroom_engine::record::Metadata;
-use strongroom_engine::{Finish, Target};
+use strongroom_engine::record::{Encryption, Metadata, Mode};
+use strongroom_engine::{Error, Finish, Target};
 
 use super::copy::Source;
 use super::etag::EtagHasher;
 use super::intake::Intake;
+use super::rewrap::rewrap;
 use super::{Inner, PUT_BYTES_MAX, condition, etag, headers, metadata};
-use crate::checksum::{self, Algorithm, Announced, Fields};
-use crate::error::{At, OrS3, invalid_argument, not_implemented};
-use crate::sse;
+use crate::checksum::{self, Algorithm, Announced, Fields, Sum};
+use crate::error::{At, OrS3, corrupt, engine_fault, invalid_argument, not_implemented};
+use crate::sse::decide::decide;
+use crate::sse::{self, Answer, Choice, NewKey};
 
 /// Headers that make a copy of an object onto itself a change of it.
-const CHANGES: [&str; 3] = [sse::HEADER, metadata::STORAGE_CLASS, metadata::REDIRECT];
+const CHANGES: [&str; 4] = [
+    sse::HEADER,
+    sse::CUSTOMER[0],
+    metadata::STORAGE_CLASS,
+    metadata::REDIRECT,
+];
 
 pub async fn copy_object(
     inner: &Inner,
@@ -33,13 +40,10 @@ pub async fn copy_object(
     metadata::check_key(&key)?;
     let replace = replaces(input.metadata_directive.as_ref())?;
     let in_bucket = inner.shard.bucket(&bucket).at(at)?;
-    let choice = sse::decide(
-        headers,
-        in_bucket.encryption.as_ref(),
-        inner.config.default_encryption,
-    )?;
+    let encryption = inner.asked(headers, &request.extensions);
+    let choice = decide(&encryption, &inner.rules(&in_bucket))?;
     let asked = algorithm(headers)?;
-    let source = Source::find(inner, input.copy_source, headers).await?;
+    let source = Source::find(inner, input.copy_source, headers, &encryption).await?;
     let object = &source.found.object;
     let onto_itself = source.bucket == bucket && source.key == key;
     if onto_itself && !replace && !CHANGES.iter().any(|h| headers.contains_key(*h)) {
@@ -57,8 +61,17 @@ pub async fn copy_object(
     let metadata = target_metadata(replace, &object.metadata, headers, input.metadata)?;
     let condition = condition::of_write(headers);
     condition::check_early(inner, &bucket, &key, &condition).await?;
+    let by_customer = |e: Option<&Encryption>| e.is_some_and(|e| e.mode == Mode::SseC);
+    if onto_itself
+        && by_customer(object.encryption.as_ref())
+        && matches!(choice, Choice::SseC(_))
+        && metadata == object.metadata
+        && asked.is_none()
+    {
+        return change_key(inner, &source, &choice, at).await;
+    }
 
-    let new = sse::new_key(&inner.kms, choice, at).await?;
+    let new = sse::new_key(&inner.keys, &choice, at).await?;
     let mode = new.encryption.as_ref().map(|e| e.mode);
     let kept = object.checksum.as_deref().map(checksum::names);
     let kept = kept.and_then(|names| names.first().map(|n| n.algorithm));
@@ -87,8 +100,32 @@ pub async fn copy_object(
     let committed = stream.commit(finish).await.at(at)?;
     drop(hold);
 
-    let sums = Fields::of(&taken.sums);
-    Ok(CopyObjectOutput {
+    Ok(answer(&taken.etag, committed.modified, &taken.sums, &new))
+}
+
+/// A copy of an object onto itself under another customer's key: the data stays where it is.
+async fn change_key(
+    inner: &Inner,
+    source: &Source,
+    choice: &Choice,
+    at: At<'_>,
+) -> S3Result<CopyObjectOutput> {
+    let object = &source.found.object;
+    let new = rewrap(inner, &source.found, &source.object_key, choice, at)
+        .await?
+        .ok_or_else(|| engine_fault(Error::Conflict, at))?;
+    let sums = match object.checksum.as_deref() {
+        None => Vec::new(),
+        Some(blob) => checksum::from_blob(blob, new.key.secret())
+            .ok_or_else(|| corrupt("a sealed checksum", at))?,
+    };
+    Ok(answer(&object.etag, object.modified, &sums, &new))
+}
+
+fn answer(tag: &str, modified: u64, sums: &[Sum], new: &NewKey) -> CopyObjectOutput {
+    let sums = Fields::of(sums);
+    let sealed = Answer::of(new.encryption.as_ref(), Some(&new.key));
+    CopyObjectOutput {
         copy_object_result: Some(CopyObjectResult {
             checksum_crc32: sums.crc32,
             checksum_crc32c: sums.crc32c,
@@ -96,12 +133,17 @@ pub async fn copy_object(
             checksum_sha1: sums.sha1,
             checksum_sha256: sums.sha256,
             checksum_type: sums.kind,
-            e_tag: Some(etag(&taken.etag)),
-            last_modified: Some(condition::timestamp(committed.modified)),
+            e_tag: Some(etag(tag)),
+            last_modified: Some(condition::timestamp(modified)),
         }),
-        server_side_encryption: sse::answer(new.encryption.as_ref()),
+        server_side_encryption: sealed.method,
+        ssekms_key_id: sealed.kms_key_id,
+        bucket_key_enabled: sealed.bucket_key,
+        sse_customer_algorithm: sealed.customer_algorithm,
+        sse_customer_key_md5: sealed.customer_key_md5,
+        ssekms_encryption_context: sealed.context,
         ..Default::default()
-    })
+    }
 }
 
 fn replaces(directive: Option<&MetadataDirective>) -> S3Result<bool> {

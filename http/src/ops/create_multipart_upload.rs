@@ -10,7 +10,8 @@ use strongroom_engine::NewUpload;
 use super::{Inner, headers, metadata};
 use crate::checksum::{Algorithm, Kind};
 use crate::error::{At, OrS3};
-use crate::sse;
+use crate::sse::decide::decide;
+use crate::sse::{self, Answer};
 
 pub async fn create_multipart_upload(
     inner: &Inner,
@@ -24,14 +25,11 @@ pub async fn create_multipart_upload(
     metadata::check_supported(headers)?;
     metadata::check_key(&key)?;
     let in_bucket = inner.shard.bucket(&bucket).at(at)?;
-    let choice = sse::decide(
-        headers,
-        in_bucket.encryption.as_ref(),
-        inner.config.default_encryption,
-    )?;
+    let encryption = inner.asked(headers, &request.extensions);
+    let choice = decide(&encryption, &inner.rules(&in_bucket))?;
     let metadata = metadata::of_write(headers, input.metadata)?;
     let checksum = UploadChecksum::asked(headers)?;
-    let new = sse::new_key(&inner.kms, choice, at).await?;
+    let new = sse::new_key(&inner.keys, &choice, at).await?;
     let upload = NewUpload {
         metadata,
         encryption: new.encryption.clone(),
@@ -44,10 +42,16 @@ pub async fn create_multipart_upload(
         .await
         .at(at)?;
     drop(hold);
+    let sealed = Answer::of(new.encryption.as_ref(), Some(&new.key));
     Ok(CreateMultipartUploadOutput {
         checksum_algorithm: checksum.map(|c| c.algorithm.dto()),
         checksum_type: checksum.map(|c| c.kind.dto()),
-        server_side_encryption: sse::answer(new.encryption.as_ref()),
+        server_side_encryption: sealed.method,
+        ssekms_key_id: sealed.kms_key_id,
+        bucket_key_enabled: sealed.bucket_key,
+        sse_customer_algorithm: sealed.customer_algorithm,
+        sse_customer_key_md5: sealed.customer_key_md5,
+        ssekms_encryption_context: sealed.context,
         upload_id: Some(id.to_string()),
         bucket: Some(bucket),
         key: Some(key),

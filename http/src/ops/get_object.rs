@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use http::HeaderMap;
+use http::{Extensions, HeaderMap};
 use s3s::dto::{
     ChecksumMode, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput,
     StreamingBlob, Timestamp, TimestampFormat,
@@ -22,13 +22,14 @@ use super::range::{self, ByteRange};
 use super::{Inner, check_version, etag, headers, length, metadata, signed};
 use crate::checksum::{self, Fields};
 use crate::error::{At, OrS3, corrupt, custom, element, invalid_argument};
-use crate::sse::{self, ObjectKey};
+use crate::sse::{self, Answer, ObjectKey, access};
 
 /// The fields that both answers have.
 macro_rules! answer {
-    ($output:ident, $plan:expr, $sums:expr) => {{
+    ($output:ident, $plan:expr, $sums:expr, $key:expr) => {{
         let (plan, sums): (&Plan, Fields) = ($plan, $sums);
         let object = &plan.found.object;
+        let sealed = Answer::of(object.encryption.as_ref(), $key);
         let kept = |name: &str| object.metadata.headers.get(name).cloned();
         $output {
             accept_ranges: Some("bytes".into()),
@@ -54,7 +55,11 @@ macro_rules! answer {
             last_modified: Some(condition::timestamp(object.modified)),
             metadata: Some(object.metadata.user.clone().into_iter().collect()),
             parts_count: plan.parts_count(),
-            server_side_encryption: sse::answer(object.encryption.as_ref()),
+            server_side_encryption: sealed.method,
+            ssekms_key_id: sealed.kms_key_id,
+            bucket_key_enabled: sealed.bucket_key,
+            sse_customer_algorithm: sealed.customer_algorithm,
+            sse_customer_key_md5: sealed.customer_key_md5,
             storage_class: kept(metadata::STORAGE_CLASS).map(Into::into),
             website_redirect_location: kept(metadata::REDIRECT),
             ..Default::default()
@@ -71,9 +76,10 @@ pub async fn get_object(
     let at = At::object(&bucket, &key);
     check_version(input.version_id.as_deref())?;
     let headers = headers(&request.headers, &request.extensions);
-    let plan = Plan::new(inner, &bucket, &key, headers, input.part_number).await?;
-    let object = &plan.found.object;
-    let object_key = sse::open_key(&inner.kms, object.encryption.as_ref(), at).await?;
+    let mut plan = Plan::new(inner, at, headers, &request.extensions, input.part_number).await?;
+    let opened = plan.opened.take();
+    let encryption = plan.found.object.encryption.as_ref();
+    let object_key = sse::open_key(&inner.keys, encryption, opened, at).await?;
     let sums = match plan.wants_checksum(input.checksum_mode.as_ref()) {
         true => plan.checksums(inner, &object_key, at).await?,
         false => Fields::default(),
@@ -90,7 +96,7 @@ pub async fn get_object(
         Some(first) => Some(first.at(at)?),
         None => None,
     };
-    let output = answer!(GetObjectOutput, &plan, sums);
+    let output = answer!(GetObjectOutput, &plan, sums, Some(&object_key));
     let body = Body::new(stream, first, left, object_key, bucket, key);
     Ok(GetObjectOutput {
         body: Some(StreamingBlob::new(body)),
@@ -107,20 +113,25 @@ pub async fn head_object(
     let at = At::object(&bucket, &key);
     check_version(input.version_id.as_deref())?;
     let headers = headers(&request.headers, &request.extensions);
-    let plan = Plan::new(inner, &bucket, &key, headers, input.part_number).await?;
+    let mut plan = Plan::new(inner, at, headers, &request.extensions, input.part_number).await?;
+    let mut object_key = plan.opened.take();
     let sums = match plan.wants_checksum(input.checksum_mode.as_ref()) {
         false => Fields::default(),
         true => {
             let encryption = plan.found.object.encryption.as_ref();
-            match sse::open_key(&inner.kms, encryption, at).await {
-                Ok(object_key) => plan.checksums(inner, &object_key, at).await?,
+            match sse::open_key(&inner.keys, encryption, object_key.take(), at).await {
+                Ok(key) => {
+                    let sums = plan.checksums(inner, &key, at).await?;
+                    object_key = Some(key);
+                    sums
+                }
                 // Everything else is known without the key.
                 Err(fault) if is_outage(&fault) => Fields::default(),
                 Err(fault) => return Err(fault),
             }
         }
     };
-    let output = answer!(HeadObjectOutput, &plan, sums);
+    let output = answer!(HeadObjectOutput, &plan, sums, object_key.as_ref());
     Ok(HeadObjectOutput {
         cache_control: input.response_cache_control.or(output.cache_control),
         content_disposition: input
@@ -146,23 +157,22 @@ struct Plan {
     range: Option<Range<u64>>,
     /// The part asked for.
     part: Option<u16>,
+    /// The object's key, where the request's own headers opened it.
+    opened: Option<ObjectKey>,
 }
 
 impl Plan {
     async fn new(
         inner: &Inner,
-        bucket: &str,
-        key: &str,
+        at: At<'_>,
         headers: &HeaderMap,
+        extensions: &Extensions,
         part: Option<i32>,
     ) -> S3Result<Self> {
-        let found = inner
-            .shard
-            .lookup(bucket, key)
-            .await
-            .at(At::object(bucket, key))?;
+        let found = inner.shard.lookup(at.bucket, at.key).await.at(at)?;
         let object = &found.object;
-        sse::check_read(headers, object.encryption.as_ref())?;
+        let asked = inner.asked(headers, extensions);
+        let opened = access::of_read(&asked, object.encryption.as_ref(), at)?;
         condition::check_read(headers, Of::Read, object)?;
         let asked = ByteRange::of_read(headers);
         let (range, part) = match (asked, part) {
@@ -184,7 +194,12 @@ impl Plan {
             }
             _ => (None, None),
         };
-        Ok(Plan { found, range, part })
+        Ok(Plan {
+            found,
+            range,
+            part,
+            opened,
+        })
     }
 
     fn bytes(&self) -> Range<u64> {
@@ -379,6 +394,7 @@ mod tests {
             checksum: None,
             data: Data::Parts(UploadId([0; 16]), parts),
             key_extent: None,
+            origin: None,
         }
     }
 

@@ -11,7 +11,7 @@ use strongroom_engine::record::{Data, PartRef};
 use super::{Inner, check_version, condition, etag, metadata, paging, signed};
 use crate::checksum::{self, Fields, Sum};
 use crate::error::{At, OrS3, corrupt};
-use crate::sse::{self, ObjectKey};
+use crate::sse::{self, ObjectKey, access};
 
 pub async fn get_object_attributes(
     inner: &Inner,
@@ -23,12 +23,13 @@ pub async fn get_object_attributes(
     let asked = Asked::of(&input.object_attributes)?;
     let found = inner.shard.lookup(at.bucket, at.key).await.at(at)?;
     let object = &found.object;
-    sse::check_read(&request.headers, object.encryption.as_ref())?;
+    let encryption = inner.asked(&request.headers, &request.extensions);
+    let opened = access::of_read(&encryption, object.encryption.as_ref(), at)?;
     let encryption = object
         .encryption
         .as_ref()
         .filter(|_| asked.checksum || asked.parts);
-    let object_key = sse::open_key(&inner.kms, encryption, at).await?;
+    let object_key = sse::open_key(&inner.keys, encryption, opened, at).await?;
 
     let checksum = match object.checksum.as_deref().filter(|_| asked.checksum) {
         None => None,

@@ -9,6 +9,7 @@ use super::{Inner, condition, etag, metadata, owner, paging, parse_upload_id, si
 use crate::checksum::{self, Fields};
 use crate::error::{At, OrS3};
 use crate::sse;
+use crate::sse::access::{self, Unlocked};
 
 pub async fn list_parts(
     inner: &Inner,
@@ -37,12 +38,22 @@ pub async fn list_parts(
     };
     let summed = page.iter().any(|entry| entry.part.checksum.is_some());
     let encryption = upload.encryption.as_ref().filter(|_| summed);
-    let object_key = match sse::open_key(&inner.kms, encryption, at).await {
-        Ok(key) => Some(key),
-        Err(fault) if is_outage(&fault) => None,
-        Err(fault) => return Err(fault),
-    };
     let named = upload.checksum.as_deref().and_then(UploadChecksum::parse);
+    let asked = inner.asked(&request.headers, &request.extensions);
+    let opened = match access::of_upload(&asked, upload.encryption.as_ref(), at)? {
+        Unlocked::Locked if named.is_some() => return Err(access::part_needs_key()),
+        Unlocked::Locked => None,
+        Unlocked::Key(key) => Some(Some(key)),
+        Unlocked::ByService => Some(None),
+    };
+    let object_key = match opened {
+        None => None,
+        Some(opened) => match sse::open_key(&inner.keys, encryption, opened, at).await {
+            Ok(key) => Some(key),
+            Err(fault) if is_outage(&fault) => None,
+            Err(fault) => return Err(fault),
+        },
+    };
     let next = page.last().filter(|_| more).map(|p| i32::from(p.number));
     let parts = page
         .into_iter()

@@ -13,15 +13,17 @@ use std::sync::Arc;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
 use http::{Extensions, HeaderMap, Method, StatusCode};
 use s3s::dto::*;
+use s3s::route::S3Route;
 use s3s::{Body, S3, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 use strongroom_engine::Shard;
-use strongroom_engine::record::UploadId;
-use strongroom_kms::Kms;
+use strongroom_engine::record::{self, UploadId};
+use strongroom_kms::Keys;
 
 use crate::auth;
 use crate::config;
 use crate::error::invalid_argument;
+use crate::sse::{Asked, Rules};
 
 pub mod etag;
 pub mod lenient;
@@ -47,7 +49,10 @@ mod metadata;
 mod paging;
 mod put_object;
 mod range;
+mod rewrap;
+mod routes;
 mod unset;
+mod update_object_encryption;
 mod upload_part;
 mod upload_part_copy;
 
@@ -73,6 +78,8 @@ pub struct Config {
     pub region: String,
     pub etag: config::Etag,
     pub default_encryption: config::DefaultEncryption,
+    pub block_sse_c: bool,
+    pub allow_sse_c_without_tls: bool,
 }
 
 impl Config {
@@ -80,7 +87,9 @@ impl Config {
         Config {
             region: options.region.clone(),
             etag: options.etag,
-            default_encryption: options.default_encryption,
+            default_encryption: options.default_encryption(),
+            block_sse_c: options.block_sse_c,
+            allow_sse_c_without_tls: options.allow_sse_c_without_tls,
         }
     }
 }
@@ -92,16 +101,43 @@ pub struct Store {
 
 struct Inner {
     shard: Rc<Shard>,
-    kms: Arc<Kms>,
+    keys: Keys,
     config: Config,
+}
+
+impl Inner {
+    /// What a request says of encryption.
+    fn asked<'a>(&self, headers: &'a HeaderMap, extensions: &Extensions) -> Asked<'a> {
+        Asked::new(headers, extensions, self.config.allow_sse_c_without_tls)
+    }
+
+    /// What is said of new objects of a bucket, where the request says nothing.
+    fn rules<'a>(&self, bucket: &'a record::Bucket) -> Rules<'a> {
+        Rules {
+            bucket: bucket.encryption.as_ref(),
+            default: self.config.default_encryption,
+            block_sse_c: self.config.block_sse_c,
+        }
+    }
 }
 
 impl Store {
     /// To be made and used on the shard's own thread.
-    pub fn new(shard: Rc<Shard>, kms: Arc<Kms>, config: Config) -> Self {
+    pub fn new(shard: Rc<Shard>, keys: Keys, config: Config) -> Self {
         Store {
-            inner: SendWrapper::new(Rc::new(Inner { shard, kms, config })),
+            inner: SendWrapper::new(Rc::new(Inner {
+                shard,
+                keys,
+                config,
+            })),
         }
+    }
+}
+
+impl Store {
+    /// What the S3 layer does not route to the operations itself.
+    pub fn routes(&self) -> Vec<Arc<dyn S3Route>> {
+        vec![Arc::new(routes::Encryption::new(self.clone()))]
     }
 }
 
@@ -139,8 +175,6 @@ operations! {
         delete_bucket(DeleteBucketInput) -> DeleteBucketOutput,
         get_bucket_location(GetBucketLocationInput) -> GetBucketLocationOutput;
     bucket_encryption:
-        put_bucket_encryption(PutBucketEncryptionInput) -> PutBucketEncryptionOutput,
-        get_bucket_encryption(GetBucketEncryptionInput) -> GetBucketEncryptionOutput,
         delete_bucket_encryption(DeleteBucketEncryptionInput) -> DeleteBucketEncryptionOutput;
     unset:
         get_bucket_accelerate_configuration(GetBucketAccelerateConfigurationInput) -> GetBucketAccelerateConfigurationOutput,

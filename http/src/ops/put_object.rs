@@ -9,7 +9,8 @@ use super::intake::{Incoming, Intake};
 use super::{Inner, PUT_BYTES_MAX, condition, etag, headers, metadata};
 use crate::checksum::{self, Algorithm, Announced, Fields};
 use crate::error::{At, OrS3, entity_too_large};
-use crate::sse;
+use crate::sse::decide::decide;
+use crate::sse::{self, Answer};
 
 pub async fn put_object(
     inner: &Inner,
@@ -23,11 +24,8 @@ pub async fn put_object(
     metadata::check_supported(headers)?;
     metadata::check_key(&key)?;
     let in_bucket = inner.shard.bucket(&bucket).at(at)?;
-    let choice = sse::decide(
-        headers,
-        in_bucket.encryption.as_ref(),
-        inner.config.default_encryption,
-    )?;
+    let encryption = inner.asked(headers, &request.extensions);
+    let choice = decide(&encryption, &inner.rules(&in_bucket))?;
     let metadata = metadata::of_write(headers, input.metadata)?;
     let announced = Announced::read(headers)?;
     let mut incoming = Incoming::new(
@@ -43,7 +41,7 @@ pub async fn put_object(
     let condition = condition::of_write(headers);
     condition::check_early(inner, &bucket, &key, &condition).await?;
 
-    let new = sse::new_key(&inner.kms, choice, at).await?;
+    let new = sse::new_key(&inner.keys, &choice, at).await?;
     let mode = new.encryption.as_ref().map(|e| e.mode);
     let hasher = EtagHasher::new(inner.config.etag, mode, headers)?;
     let default = match announced.algorithm() {
@@ -76,9 +74,15 @@ pub async fn put_object(
     drop(hold);
 
     let sums = Fields::of(&taken.sums);
+    let sealed = Answer::of(new.encryption.as_ref(), Some(&new.key));
     Ok(PutObjectOutput {
         e_tag: Some(etag(&taken.etag)),
-        server_side_encryption: sse::answer(new.encryption.as_ref()),
+        server_side_encryption: sealed.method,
+        ssekms_key_id: sealed.kms_key_id,
+        bucket_key_enabled: sealed.bucket_key,
+        sse_customer_algorithm: sealed.customer_algorithm,
+        sse_customer_key_md5: sealed.customer_key_md5,
+        ssekms_encryption_context: sealed.context,
         checksum_crc32: sums.crc32,
         checksum_crc32c: sums.crc32c,
         checksum_crc64nvme: sums.crc64nvme,

@@ -11,7 +11,7 @@ use super::intake::{Incoming, Intake, Taken};
 use super::{Inner, PUT_BYTES_MAX, etag, headers, parse_upload_id, part_number};
 use crate::checksum::{self, Announced, Fields};
 use crate::error::{At, OrS3, entity_too_large};
-use crate::sse::{self, ObjectKey};
+use crate::sse::{self, Answer, ObjectKey, access};
 
 pub async fn upload_part(
     inner: &Inner,
@@ -23,7 +23,8 @@ pub async fn upload_part(
 
     let number = part_number(input.part_number)?;
     let part = NewPart::find(inner, at, number).await?;
-    sse::check_part(headers)?;
+    let encryption = inner.asked(headers, &request.extensions);
+    let opened = access::of_part(&encryption, part.upload.encryption.as_ref(), at)?;
     let announced = Announced::read(headers)?;
     part.check_announced(&announced)?;
     let named = announced.algorithm().or(part.named().map(|c| c.algorithm));
@@ -39,7 +40,7 @@ pub async fn upload_part(
     }
     let mode = part.upload.encryption.as_ref().map(|e| e.mode);
     let hasher = EtagHasher::new(inner.config.etag, mode, headers)?;
-    let (object_key, mut stream) = part.begin(inner, at, size).await?;
+    let (object_key, mut stream) = part.begin(inner, opened, at, size).await?;
     let mut intake = part.intake(announced, hasher);
     while let Some(frame) = incoming.next().await {
         let frame = frame?;
@@ -56,9 +57,14 @@ pub async fn upload_part(
         .filter(|sum| Some(sum.algorithm) == named)
         .collect();
     let sums = Fields::of(&shown);
+    let sealed = Answer::of(part.upload.encryption.as_ref(), Some(&object_key));
     Ok(UploadPartOutput {
         e_tag: Some(etag(&taken.etag)),
-        server_side_encryption: sse::answer(part.upload.encryption.as_ref()),
+        server_side_encryption: sealed.method,
+        ssekms_key_id: sealed.kms_key_id,
+        bucket_key_enabled: sealed.bucket_key,
+        sse_customer_algorithm: sealed.customer_algorithm,
+        sse_customer_key_md5: sealed.customer_key_md5,
         checksum_crc32: sums.crc32,
         checksum_crc32c: sums.crc32c,
         checksum_crc64nvme: sums.crc64nvme,
@@ -107,15 +113,16 @@ impl NewPart {
         Intake::new(announced, etag, Some(needed.algorithm))
     }
 
-    /// Opens the upload's object key, and a stream to write the part to.
+    /// Opens the upload's object key, unless the request's headers did, and a stream to write the part to.
     pub async fn begin(
         &self,
         inner: &Inner,
+        opened: Option<ObjectKey>,
         at: At<'_>,
         size: u64,
     ) -> S3Result<(ObjectKey, PutStream)> {
         let encryption = self.upload.encryption.as_ref();
-        let object_key = sse::open_key(&inner.kms, encryption, at).await?;
+        let object_key = sse::open_key(&inner.keys, encryption, opened, at).await?;
         let target = Target {
             bucket: at.bucket.to_owned(),
             key: at.key.to_owned(),

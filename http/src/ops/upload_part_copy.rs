@@ -10,7 +10,7 @@ use super::upload_part::{NewPart, commit};
 use super::{Inner, PUT_BYTES_MAX, condition, etag, headers, length, part_number, range};
 use crate::checksum::{Announced, Fields};
 use crate::error::At;
-use crate::sse;
+use crate::sse::{Answer, access};
 
 pub async fn upload_part_copy(
     inner: &Inner,
@@ -22,8 +22,9 @@ pub async fn upload_part_copy(
 
     let number = part_number(input.part_number)?;
     let part = NewPart::find(inner, at, number).await?;
-    sse::check_part(headers)?;
-    let source = Source::find(inner, input.copy_source, headers).await?;
+    let encryption = inner.asked(headers, &request.extensions);
+    let opened = access::of_part(&encryption, part.upload.encryption.as_ref(), at)?;
+    let source = Source::find(inner, input.copy_source, headers, &encryption).await?;
     let size = source.found.object.size;
     let range = match input.copy_source_range.as_deref() {
         Some(asked) => range::of_copy(asked, size)?,
@@ -39,7 +40,7 @@ pub async fn upload_part_copy(
     let mode = part.upload.encryption.as_ref().map(|e| e.mode);
     let hasher = EtagHasher::internal(inner.config.etag, mode);
     let mut intake = part.intake(Announced::Nothing, hasher);
-    let (object_key, mut stream) = part.begin(inner, at, size).await?;
+    let (object_key, mut stream) = part.begin(inner, opened, at, size).await?;
     source
         .pour(inner, range, &mut stream, &mut intake, at)
         .await?;
@@ -50,6 +51,7 @@ pub async fn upload_part_copy(
         Some(_) => Fields::of(&taken.sums),
         None => Fields::default(),
     };
+    let sealed = Answer::of(part.upload.encryption.as_ref(), Some(&object_key));
     Ok(UploadPartCopyOutput {
         copy_part_result: Some(CopyPartResult {
             checksum_crc32: sums.crc32,
@@ -60,7 +62,11 @@ pub async fn upload_part_copy(
             e_tag: Some(etag(&taken.etag)),
             last_modified: Some(condition::timestamp(modified)),
         }),
-        server_side_encryption: sse::answer(part.upload.encryption.as_ref()),
+        server_side_encryption: sealed.method,
+        ssekms_key_id: sealed.kms_key_id,
+        bucket_key_enabled: sealed.bucket_key,
+        sse_customer_algorithm: sealed.customer_algorithm,
+        sse_customer_key_md5: sealed.customer_key_md5,
         ..Default::default()
     })
 }

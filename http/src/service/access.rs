@@ -8,6 +8,7 @@ use crate::body::sigv4::{Authorization, Scope};
 use crate::error::element;
 
 /// Root is the only user, and may do everything.
+#[derive(Clone)]
 pub struct Access {
     region: String,
 }
@@ -20,7 +21,7 @@ impl Access {
         }
     }
 
-    fn check_region(&self, headers: &HeaderMap, uri: &Uri) -> S3Result<()> {
+    pub fn check_region(&self, headers: &HeaderMap, uri: &Uri) -> S3Result<()> {
         let Some(signed_for) = signed_region(headers, uri) else {
             return Ok(());
         };

@@ -109,7 +109,7 @@ fn routed(method: &Method, target: Target) -> &'static [&'static str] {
         ],
         ("GET", Target::Object) => &["acl", "attributes", "legal-hold", "retention", "tagging"],
         // Of the others the S3 layer would read the XML first, and complain of that.
-        ("PUT", Target::Bucket) => &["encryption"],
+        ("PUT", Target::Bucket | Target::Object) => &["encryption"],
         ("POST", Target::Bucket) => &["delete"],
         ("POST", Target::Object) => &["uploads"],
         ("DELETE", Target::Bucket) => &[
@@ -177,6 +177,29 @@ pub fn query(uri: &Uri) -> Vec<(String, String)> {
     form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
         .into_owned()
         .collect()
+}
+
+/// The names in a request's target, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Never empty.
+    pub bucket: String,
+    /// Empty where the target is the bucket.
+    pub key: String,
+}
+
+/// What a request is about, by name; none where that is the service, or no text.
+pub fn place(parts: &Parts, domains: &Domains) -> Option<Place> {
+    let path = percent_decode_str(parts.uri.path()).decode_utf8().ok()?;
+    let path = path.strip_prefix('/').unwrap_or(&path);
+    let (bucket, key) = match host(parts).and_then(|host| domains.bucket(host)) {
+        Some(bucket) => (bucket, path.to_owned()),
+        None => {
+            let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
+            (bucket.to_owned(), key.to_owned())
+        }
+    };
+    (!bucket.is_empty()).then_some(Place { bucket, key })
 }
 
 /// The host a request was sent to.
@@ -454,10 +477,6 @@ mod tests {
     #[test]
     fn nothing_unknown_falls_through_to_a_write() {
         for uri in [
-            "/b/k?encryption",
-            "/b/k?encryption=",
-            "/b/k?encryption=x",
-            "/b/k?%65ncryption",
             "/b/k?annotation=name",
             "/b/k?renameObject",
             "/b/k?website",
@@ -506,6 +525,38 @@ mod tests {
                     assert_eq!(code, expected, "{method} {uri}?{name}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn places_are_named_decoded() {
+        let domains = Domains::new(["s3.test".to_owned()]);
+        let place = |uri: &str, host: &str| {
+            let parts = parts("PUT", uri, &[("host", host)]);
+            super::place(&parts, &domains).map(|p| (p.bucket, p.key))
+        };
+        let named = |bucket: &str, key: &str| Some((bucket.to_owned(), key.to_owned()));
+        assert_eq!(place("/b/k%2F%20/?encryption", "x"), named("b", "k/ /"));
+        assert_eq!(place("/b//", "x"), named("b", "/"));
+        assert_eq!(place("/b", "x"), named("b", ""));
+        assert_eq!(place("/b/", "x"), named("b", ""));
+        assert_eq!(place("/", "x"), None);
+        assert_eq!(place("/%ff/k", "x"), None);
+        assert_eq!(place("/a/b", "b.s3.test:9"), named("b", "a/b"));
+    }
+
+    #[test]
+    fn an_object_s_encryption_is_no_upload_of_it() {
+        for uri in [
+            "/b/k?encryption",
+            "/b/k?encryption=",
+            "/b/k?encryption=x",
+            "/b/k?%65ncryption",
+        ] {
+            assert!(!checked("PUT", uri, &[]).unwrap().upload, "{uri}");
+        }
+        for method in ["GET", "DELETE", "POST"] {
+            assert_eq!(code(method, "/b/k?encryption", &[]), "NotImplemented");
         }
     }
 

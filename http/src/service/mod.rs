@@ -15,7 +15,9 @@ pub mod access;
 pub mod guard;
 pub mod host;
 mod presign_v2;
+pub mod proxy;
 pub mod reply;
+pub mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -51,9 +53,12 @@ use crate::conn::socket::Linger;
 use crate::health::Health;
 use crate::limits;
 use crate::ops::{self, lenient::Lenient};
+use crate::sse;
 
 use access::Access;
 pub use host::Domains;
+use proxy::Network;
+use routes::Routes;
 
 /// Finds the secret of an access key.
 pub type Secrets = Arc<dyn Fn(&str) -> Option<SecretKey> + Send + Sync>;
@@ -63,7 +68,7 @@ pub type Secrets = Arc<dyn Fn(&str) -> Option<SecretKey> + Send + Sync>;
 pub struct RequestInfo {
     /// The id that the response carries, for logs.
     pub id: Arc<str>,
-    /// Whether the connection is encrypted.
+    /// Whether it came encrypted, here or to a proxy that is trusted.
     pub secure: bool,
     /// The other end.
     pub peer: Option<SocketAddr>,
@@ -81,6 +86,7 @@ struct Edge {
     domains: Domains,
     region: String,
     health: Arc<Health>,
+    proxies: Arc<[Network]>,
     ids: reply::Ids,
 }
 
@@ -95,12 +101,16 @@ pub struct Settings {
     pub region: String,
     /// What the health routes say.
     pub health: Arc<Health>,
+    /// Those who say whether a request came over TLS to them.
+    pub proxies: Arc<[Network]>,
 }
 
 impl Service {
     /// Puts the service together around the handlers in `store`. To be made and used on the
     /// shard's thread.
-    pub fn new(store: impl S3 + Clone, settings: Settings) -> Self {
+    ///
+    /// `routes` take what the S3 layer does not know.
+    pub fn new(store: impl S3 + Clone, routes: Vec<Arc<dyn S3Route>>, settings: Settings) -> Self {
         let mut config = S3Config::default();
         config.xml_max_body_size = limits::XML_BYTES_MAX;
         let config = Arc::new(StaticConfigProvider::new(Arc::new(config)));
@@ -114,8 +124,11 @@ impl Service {
         unguarded.set_config(config.clone());
         unguarded.set_host(settings.domains.clone());
         let mut s3 = prepare(S3ServiceBuilder::new(store));
-        s3.set_access(Access::new(settings.region.clone()));
-        s3.set_route(Lenient::new(unguarded.build()));
+        let access = Access::new(settings.region.clone());
+        s3.set_access(access.clone());
+        let lenient: Arc<dyn S3Route> = Arc::new(Lenient::new(unguarded.build()));
+        let routes = routes.into_iter().chain([lenient]).collect();
+        s3.set_route(Routes::new(routes, access));
         let mut doorman = prepare(S3ServiceBuilder::new(Nothing));
         doorman.set_route(Doorman);
         Self(Rc::new(Edge {
@@ -125,6 +138,7 @@ impl Service {
             domains: settings.domains,
             region: settings.region,
             health: settings.health,
+            proxies: settings.proxies,
             ids: reply::Ids::new(),
         }))
     }
@@ -172,9 +186,15 @@ impl Edge {
         let (mut parts, incoming) = request.into_parts();
         let (method, uri) = (parts.method.clone(), parts.uri.clone());
         let mut body = Pending::new(&parts, incoming, peer.linger.clone());
+        for name in sse::PRIVATE {
+            if let http::header::Entry::Occupied(mut entry) = parts.headers.entry(name) {
+                entry.iter_mut().for_each(|value| value.set_sensitive(true));
+            }
+        }
+        let address = peer.address.map(|address| address.ip());
         parts.extensions.insert(RequestInfo {
             id: id.as_str().into(),
-            secure: peer.secure,
+            secure: peer.secure || proxy::vouches(&self.proxies, address, &parts.headers),
             peer: peer.address,
         });
         let mut response = match self.health.answer(&method, uri.path()) {
@@ -206,6 +226,9 @@ impl Edge {
         let checked = guard::check(&parts, &self.domains)?;
         let host_bucket = guard::host(&parts).and_then(|host| self.domains.bucket(host));
         presign_v2::verify(&parts, host_bucket.as_deref(), &self.secrets)?;
+        if let Some(place) = guard::place(&parts, &self.domains) {
+            parts.extensions.insert(place);
+        }
         let is_head_of_bucket =
             parts.method == Method::HEAD && checked.target == guard::Target::Bucket;
         let mut content = Body::empty();

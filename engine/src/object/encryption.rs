@@ -1,0 +1,135 @@
+//! Re-wrapping: another wrapping of the same object key takes the place of the old one, and the data stays where it is.
+//!
+//! The new key extent is written and synced, then the record commits, then the old extent is punched. Old versions of the record
+//! leave the index later; until then they lie in it sealed.
+
+use std::rc::Rc;
+
+use super::Committed;
+use crate::error::{Error, Result};
+use crate::index::commit::Op;
+use crate::index::{Space, key};
+use crate::record::{Data, Encryption, Object, Upload, UploadId};
+use crate::segment::block::WrappedKey;
+use crate::segment::writer::OpenExtent;
+use crate::shard::Shard;
+
+impl Shard {
+    /// Replaces the wrapped object key of exactly the record with this commit sequence; `Conflict` where it is another one by now.
+    /// Data, ETag, metadata and modification time stay. Once its record is on the way it ends, also when the caller goes away.
+    ///
+    /// # Panics
+    /// When the record is that of an object that is not sealed: its data has no key to wrap.
+    pub async fn set_encryption(
+        self: &Rc<Self>,
+        bucket: &str,
+        key: &str,
+        sequence: u64,
+        encryption: Encryption,
+    ) -> Result<Committed> {
+        self.bucket(bucket)?;
+        let (found, object) = self
+            .core
+            .index
+            .get::<Object>(Space::Objects, &key::object(bucket, key))?
+            .ok_or(Error::NoSuchKey)?;
+        if found != sequence {
+            return Err(Error::Conflict);
+        }
+        assert!(object.encryption.is_some(), "an object that is sealed");
+        // A small object's key stands in its record alone.
+        let wrapped = object.key_extent.map(|_| WrappedKey {
+            bucket: bucket.into(),
+            key: key.into(),
+            upload: match &object.data {
+                Data::Single(_) => None,
+                Data::Parts(id, _) => Some(*id),
+            },
+            encryption: encryption.clone(),
+            stream: match &object.data {
+                Data::Single(stream) => stream.extents().first().map(|e| e.sequence),
+                Data::Parts(..) => None,
+            },
+        });
+        self.rewrap(bucket, key, None, sequence, encryption, wrapped)
+            .await
+    }
+
+    /// Replaces the wrapped key of an open upload, as [`Shard::set_encryption`] does an object's.
+    ///
+    /// # Panics
+    /// When the upload is not sealed.
+    pub async fn set_upload_encryption(
+        self: &Rc<Self>,
+        bucket: &str,
+        key: &str,
+        id: &UploadId,
+        sequence: u64,
+        encryption: Encryption,
+    ) -> Result<Committed> {
+        self.bucket(bucket)?;
+        let (found, upload) = self
+            .core
+            .index
+            .get::<Upload>(Space::Uploads, &key::upload(bucket, key, id))?
+            .ok_or(Error::NoSuchUpload)?;
+        if found != sequence {
+            return Err(Error::Conflict);
+        }
+        assert!(upload.encryption.is_some(), "an upload that is sealed");
+        let wrapped = WrappedKey {
+            bucket: bucket.into(),
+            key: key.into(),
+            upload: Some(*id),
+            encryption: encryption.clone(),
+            stream: None,
+        };
+        self.rewrap(bucket, key, Some(*id), sequence, encryption, Some(wrapped))
+            .await
+    }
+
+    async fn rewrap(
+        self: &Rc<Self>,
+        bucket: &str,
+        key: &str,
+        upload: Option<UploadId>,
+        sequence: u64,
+        encryption: Encryption,
+        wrapped: Option<WrappedKey>,
+    ) -> Result<Committed> {
+        let copy = match wrapped {
+            Some(wrapped) => Some(self.writer.write_key(wrapped).await?),
+            None => None,
+        };
+        let op = Op::SetEncryption {
+            bucket: bucket.into(),
+            key: key.into(),
+            upload,
+            sequence,
+            encryption: Box::new(encryption),
+            key_extent: copy.as_ref().and_then(|c| c.extent()),
+        };
+        self.commit_with_key(op, copy).await
+    }
+
+    /// Commits a record that names a key extent just written. It ends even when the caller goes away: the extent must not be
+    /// given back under a record that stands.
+    pub(crate) async fn commit_with_key(
+        self: &Rc<Self>,
+        op: Op,
+        key: Option<OpenExtent>,
+    ) -> Result<Committed> {
+        let shard = Rc::clone(self);
+        let commit = async move {
+            let committed = shard.commit_some(op).await?;
+            if let Some(key) = key {
+                key.keep();
+            }
+            Ok(committed)
+        };
+        glommio::spawn_local(commit)
+            .detach()
+            .await
+            .ok_or(Error::Closed)?
+    }
+}

@@ -1,0 +1,257 @@
+//! Another wrapping of an object's key takes the place of the old one, and everything else stays.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use strongroom_engine::record::{Encryption, Extent, KmsKey, Mode, Object, UploadId};
+use strongroom_engine::secret::Secret;
+use strongroom_engine::{
+    Completion, Condition, Error, EtagMatch, NewUpload, PartChoice, Shard, UploadQuery,
+};
+
+use super::{
+    BUCKET, End, KEY, encryption, eventually, get, plain, put, put_part, segment_bytes, with_store,
+};
+
+/// A wrapping that tells itself from others by `n`.
+fn wrapping(n: u8) -> Encryption {
+    Encryption {
+        mode: Mode::SseKms,
+        iv: [n; 32],
+        sealed_key: [n; 64],
+        kms: Some(KmsKey {
+            source: "embedded".into(),
+            name: format!("key-{n}"),
+            version: u32::from(n),
+            ciphertext: vec![n; 60],
+            context: Default::default(),
+            id_as_given: None,
+            bucket_key: false,
+        }),
+    }
+}
+
+async fn rewrap(shard: &Rc<Shard>, key: &str, n: u8) -> (Object, Object) {
+    let before = shard.lookup(BUCKET, key).await.unwrap();
+    let committed = shard
+        .set_encryption(BUCKET, key, before.sequence, wrapping(n))
+        .await
+        .unwrap();
+    let after = shard.lookup(BUCKET, key).await.unwrap();
+    assert_eq!(after.sequence, committed.sequence);
+    assert_eq!(after.object.modified, committed.modified);
+    assert!(after.sequence > before.sequence);
+    let old = shard
+        .set_encryption(BUCKET, key, before.sequence, wrapping(n + 100))
+        .await;
+    assert!(matches!(old, Err(Error::Conflict)), "{key}");
+    (before.object.clone(), after.object.clone())
+}
+
+/// Makes `m` of three parts, one of them small; rewrapped while it is open.
+async fn multipart(shard: &Rc<Shard>, key: &str, condition: Condition) -> Vec<u8> {
+    let new = NewUpload {
+        encryption: Some(encryption()),
+        ..Default::default()
+    };
+    let id = shard.create_upload(BUCKET, key, new).await.unwrap();
+    let pieces = [plain(6_000_000, 1), plain(5_300_000, 2), plain(10, 3)];
+    let mut parts = Vec::new();
+    for (i, piece) in pieces.iter().enumerate() {
+        let number = i as u16 + 1;
+        let sequence = put_part(shard, key, id, number, piece).await;
+        parts.push(PartChoice { number, sequence });
+        let sequence = upload_sequence(shard, id).await;
+        shard
+            .set_upload_encryption(BUCKET, key, &id, sequence, wrapping(50 + i as u8))
+            .await
+            .unwrap();
+        let late = shard
+            .set_upload_encryption(BUCKET, key, &id, sequence, wrapping(9))
+            .await;
+        assert!(matches!(late, Err(Error::Conflict)));
+    }
+    assert_eq!(
+        shard.upload(BUCKET, key, &id).await.unwrap().encryption,
+        Some(wrapping(52))
+    );
+    let done = Completion {
+        parts,
+        etag: "multi".into(),
+        checksum: None,
+        condition,
+    };
+    shard.complete_upload(BUCKET, key, &id, done).await.unwrap();
+    let gone = shard
+        .set_upload_encryption(BUCKET, key, &id, 1, wrapping(9))
+        .await;
+    assert!(matches!(gone, Err(Error::NoSuchUpload)));
+    pieces.concat()
+}
+
+async fn upload_sequence(shard: &Rc<Shard>, id: UploadId) -> u64 {
+    let query = UploadQuery {
+        max: 10,
+        ..Default::default()
+    };
+    let page = shard.list_uploads(BUCKET, query).await.unwrap();
+    let entry = page.uploads.iter().find(|u| u.id == id);
+    entry.unwrap().sequence
+}
+
+fn sector_of(dir: &Path, extent: Extent) -> Option<Vec<u8>> {
+    let path = dir.join(format!("segments/{:016x}.seg", extent.segment));
+    let mut bytes = vec![0; extent.sectors as usize * 4096];
+    let file = std::fs::File::open(path).ok()?;
+    file.read_exact_at(&mut bytes, u64::from(extent.start) * 4096)
+        .ok()?;
+    Some(bytes)
+}
+
+const SIZES: [usize; 5] = [0, 100, 16_384, 100_000, 20_000_000];
+
+#[test]
+fn only_the_wrapping_changes_and_the_old_one_is_punched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path: PathBuf = dir.path().into();
+    with_store(dir.path(), End::Crash, move |shard| async move {
+        let mut old_keys = Vec::new();
+        let mut names = Vec::new();
+        for (i, size) in SIZES.into_iter().enumerate() {
+            let key = format!("{size}");
+            put(&shard, &key, &plain(size, i as u8), true)
+                .await
+                .unwrap();
+            names.push(key);
+        }
+        multipart(&shard, "m", Condition::default()).await;
+        names.push("m".into());
+        for key in &names {
+            for n in [1, 2] {
+                let (before, after) = rewrap(&shard, key, n).await;
+                assert_eq!(after.encryption, Some(wrapping(n)));
+                assert_eq!(after.key_extent.is_some(), before.key_extent.is_some());
+                let other = Object {
+                    encryption: before.encryption.clone(),
+                    key_extent: before.key_extent,
+                    origin: before.origin,
+                    ..after.clone()
+                };
+                assert_eq!(other, before, "nothing else changes");
+                if let (Some(old), Some(new)) = (before.key_extent, after.key_extent) {
+                    assert!(new.sequence > old.sequence);
+                    old_keys.push(old);
+                }
+            }
+        }
+        assert_eq!(old_keys.len(), 2 * 3);
+        let absent = shard.set_encryption(BUCKET, "absent", 1, wrapping(1)).await;
+        assert!(matches!(absent, Err(Error::NoSuchKey)));
+        for old in old_keys {
+            for attempt in 0.. {
+                let sectors = sector_of(&path, old);
+                if sectors.is_none_or(|s| s.iter().all(|b| *b == 0)) {
+                    break;
+                }
+                assert!(attempt < 200, "the old key at {old:?} is still there");
+                glommio::timer::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    });
+    for end in [End::Close, End::Close] {
+        with_store(dir.path(), end, move |shard| async move {
+            for (i, size) in SIZES.into_iter().enumerate() {
+                let key = format!("{size}");
+                assert!(
+                    get(&shard, &key, 0, size).await.unwrap() == plain(size, i as u8),
+                    "{key}"
+                );
+            }
+            let whole = [plain(6_000_000, 1), plain(5_300_000, 2), plain(10, 3)].concat();
+            assert!(get(&shard, "m", 0, whole.len()).await.unwrap() == whole);
+            rewrap(&shard, "m", 7).await;
+            rewrap(&shard, "100", 7).await;
+        });
+    }
+    with_store(dir.path(), End::Close, |shard| async move {
+        for key in SIZES.map(|s| s.to_string()).iter().map(String::as_str) {
+            shard
+                .delete(BUCKET, key, &Condition::default())
+                .await
+                .unwrap();
+        }
+        shard
+            .delete(BUCKET, "m", &Condition::default())
+            .await
+            .unwrap();
+    });
+    eventually("all space coming back", || segment_bytes(dir.path()) == 0);
+}
+
+#[test]
+fn a_reader_outlives_a_rewrap_and_the_object() {
+    let dir = tempfile::tempdir().unwrap();
+    with_store(dir.path(), End::Close, |shard| async move {
+        let data = plain(12_000_000, 1);
+        put(&shard, "k", &data, true).await.unwrap();
+        let found = shard.lookup(BUCKET, "k").await.unwrap();
+        let mut stream = shard
+            .read(&found, 0..12_000_000, Some(&Secret::new(KEY)))
+            .await
+            .unwrap();
+        let mut got = stream.next().await.unwrap().unwrap().to_vec();
+        rewrap(&shard, "k", 1).await;
+        shard
+            .delete(BUCKET, "k", &Condition::default())
+            .await
+            .unwrap();
+        drop(found);
+        glommio::timer::sleep(Duration::from_millis(300)).await;
+        while let Some(bytes) = stream.next().await {
+            got.extend_from_slice(&bytes.unwrap());
+        }
+        assert!(got == data);
+    });
+    eventually("the object's space coming back", || {
+        segment_bytes(dir.path()) == 0
+    });
+}
+
+#[test]
+fn a_rewrap_is_no_new_object_to_a_conditional_completion() {
+    let dir = tempfile::tempdir().unwrap();
+    with_store(dir.path(), End::Close, |shard| async move {
+        put(&shard, "k", b"there before", true).await.unwrap();
+        let new = NewUpload {
+            encryption: Some(encryption()),
+            ..Default::default()
+        };
+        let complete = async |id| {
+            let done = Completion {
+                etag: "multi".into(),
+                condition: Condition {
+                    if_none_match: Some(EtagMatch::Any),
+                    ..Default::default()
+                },
+                ..Default::default()
+            };
+            shard.complete_upload(BUCKET, "k", &id, done).await
+        };
+        let id = shard.create_upload(BUCKET, "k", new).await.unwrap();
+        rewrap(&shard, "k", 1).await;
+        let sequence = upload_sequence(&shard, id).await;
+        shard
+            .set_upload_encryption(BUCKET, "k", &id, sequence, wrapping(2))
+            .await
+            .unwrap();
+        assert!(matches!(
+            complete(id).await,
+            Err(Error::PreconditionFailed { .. })
+        ));
+        put(&shard, "k", b"written since", true).await.unwrap();
+        rewrap(&shard, "k", 3).await;
+        assert!(matches!(complete(id).await, Err(Error::Conflict)));
+    });
+}

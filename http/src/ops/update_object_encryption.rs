@@ -1,0 +1,64 @@
+//! UpdateObjectEncryption (`PUT /bucket/key?encryption`): moves an object to another key of the key service, or from the server's key
+//! to one, without touching its data. ETag, time, metadata and checksums stay; the client's encryption context stays bound.
+
+use http::HeaderMap;
+use s3s::{S3Result, s3_error};
+use strongroom_engine::Error;
+use strongroom_engine::record::Mode;
+
+use super::delete_objects::require_integrity;
+use super::rewrap::rewrap;
+use super::{Inner, check_version};
+use crate::error::{At, OrS3, engine_fault};
+use crate::service::guard::Place;
+use crate::sse::{self, Choice, KmsChoice, xml};
+
+/// How often an object that is replaced meanwhile is looked up again.
+const TRIES: usize = 8;
+
+pub async fn update_object_encryption(
+    inner: &Inner,
+    place: &Place,
+    version: Option<&str>,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> S3Result<()> {
+    let at = At::object(&place.bucket, &place.key);
+    check_version(version)?;
+    require_integrity(headers)?;
+    inner.shard.bucket(at.bucket).at(at)?;
+    let to = xml::read_object(body)?;
+    for _ in 0..TRIES {
+        let found = inner.shard.lookup(at.bucket, at.key).await.at(at)?;
+        let encryption = match &found.object.encryption {
+            Some(e) if e.mode != Mode::SseC => e,
+            Some(_) => {
+                return Err(s3_error!(
+                    InvalidRequest,
+                    "The encryption of an object under a customer-provided key (SSE-C) cannot be updated."
+                ));
+            }
+            None => {
+                return Err(s3_error!(
+                    InvalidRequest,
+                    "The encryption of an object that is not encrypted cannot be updated."
+                ));
+            }
+        };
+        let object_key = sse::open_key(&inner.keys, Some(encryption), None, at).await?;
+        let context = encryption.kms.as_ref().map(|kms| kms.context.clone());
+        let choice = Choice::SseKms(KmsChoice {
+            key: Some(to.key.clone()),
+            context: context.unwrap_or_default(),
+            bucket_key: to.bucket_key,
+        });
+        if rewrap(inner, &found, &object_key, &choice, at)
+            .await?
+            .is_some()
+        {
+            return Ok(());
+        }
+        // Replaced meanwhile: it is another object now.
+    }
+    Err(engine_fault(Error::Conflict, at))
+}

@@ -1,0 +1,263 @@
+//! Object keys: made, sealed under an external key, and opened again.
+//!
+//! The external key is the customer's, or a data key of the key service. Both bind the object's path: bucket, `/` and the key as they
+//! are, never cleaned. There is no fallback to another key, ever.
+
+use s3s::S3Result;
+use strongroom_engine::hierarchy::{self, Domain, SealedKey};
+use strongroom_engine::record::{Encryption, KmsKey, Mode};
+use strongroom_engine::secret::Secret;
+use strongroom_kms::{Context, DataKey, KeyHold, KeyLease, Keys, Source, StoredDataKey};
+
+use super::{Choice, CustomerKey, KmsChoice, customer};
+use crate::error::{At, OrS3, corrupt};
+
+/// The key of an object or an open upload; nothing where it is not sealed.
+#[derive(Default)]
+pub struct ObjectKey(Option<Held>);
+
+struct Held {
+    secret: Secret,
+    from: From,
+}
+
+/// Where the external key came from.
+enum From {
+    /// Tells whether the key above may still be used.
+    Service(KeyLease),
+    /// The MD5 of the customer's key, as responses show it.
+    Customer(String),
+}
+
+/// A fresh object key, and the form of it that is stored.
+#[derive(Default)]
+pub struct NewKey {
+    pub key: ObjectKey,
+    pub encryption: Option<Encryption>,
+}
+
+/// A fresh object key for the object, sealed as chosen.
+pub async fn new_key(keys: &Keys, choice: &Choice, at: At<'_>) -> S3Result<NewKey> {
+    let Some(external) = External::new(keys, choice, at).await? else {
+        return Ok(NewKey::default());
+    };
+    let secret = hierarchy::object_key(&external.secret, &random::<32>());
+    Ok(external.seal(secret, at))
+}
+
+/// The object key that there is, sealed anew: nothing else of the object changes.
+pub async fn reseal(keys: &Keys, secret: &Secret, choice: &Choice, at: At<'_>) -> S3Result<NewKey> {
+    let Some(external) = External::new(keys, choice, at).await? else {
+        return Ok(NewKey::default());
+    };
+    Ok(external.seal(secret.clone(), at))
+}
+
+/// The key of a stored object or open upload. `opened` is what the request's own headers opened.
+pub async fn open_key(
+    keys: &Keys,
+    encryption: Option<&Encryption>,
+    opened: Option<ObjectKey>,
+    at: At<'_>,
+) -> S3Result<ObjectKey> {
+    if let Some(opened) = opened {
+        return Ok(opened);
+    }
+    let Some(encryption) = encryption else {
+        return Ok(ObjectKey(None));
+    };
+    let domain = match encryption.mode {
+        Mode::SseS3 => Domain::SseS3,
+        Mode::SseKms => Domain::SseKms,
+        Mode::SseC => return Err(customer::missing()),
+    };
+    let wrapped = encryption
+        .kms
+        .as_ref()
+        .ok_or_else(|| corrupt("a sealed key without its data key", at))?;
+    let source = Source::parse(&wrapped.source)
+        .ok_or_else(|| corrupt("a data key of an unknown key service", at))?;
+    let path = path(at);
+    let context = Context::for_object(&wrapped.context, at.bucket, &path);
+    let data_key = keys
+        .open(&stored(source, wrapped), &context, at.bucket)
+        .await
+        .at(at)?;
+    let external = external(&data_key.plaintext);
+    let secret = hierarchy::unseal_key(&sealed(encryption), &external, domain, path.as_bytes())
+        .map_err(|_| corrupt("a sealed object key", at))?;
+    Ok(ObjectKey(Some(Held {
+        secret,
+        from: From::Service(data_key.lease),
+    })))
+}
+
+impl ObjectKey {
+    /// Opened by the customer's key; none where that is another one.
+    pub fn of_customer(key: &CustomerKey, encryption: &Encryption, at: At<'_>) -> Option<Self> {
+        let path = path(at);
+        let opened = hierarchy::unseal_key(
+            &sealed(encryption),
+            key.secret(),
+            Domain::SseC,
+            path.as_bytes(),
+        );
+        Some(ObjectKey(Some(Held {
+            secret: opened.ok()?,
+            from: From::Customer(key.md5().to_owned()),
+        })))
+    }
+
+    pub fn secret(&self) -> Option<&Secret> {
+        self.0.as_ref().map(|held| &held.secret)
+    }
+
+    /// The MD5 of the customer's key that opened it.
+    pub fn customer_md5(&self) -> Option<&str> {
+        match &self.0.as_ref()?.from {
+            From::Customer(md5) => Some(md5),
+            From::Service(_) => None,
+        }
+    }
+
+    /// Whether the key above may still be used. Asked while data flows.
+    pub fn check(&self, at: At<'_>) -> S3Result<()> {
+        match self.lease() {
+            Some(lease) => lease.check().at(at),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps the key above from being taken away until the outcome of a commit is known.
+    pub fn hold(&self, at: At<'_>) -> S3Result<Option<KeyHold>> {
+        match self.lease() {
+            Some(lease) => lease.hold().map(Some).at(at),
+            None => Ok(None),
+        }
+    }
+
+    fn lease(&self) -> Option<&KeyLease> {
+        match &self.0.as_ref()?.from {
+            From::Service(lease) => Some(lease),
+            From::Customer(_) => None,
+        }
+    }
+}
+
+/// What an object key is sealed under.
+struct External {
+    secret: Secret,
+    domain: Domain,
+    mode: Mode,
+    kms: Option<KmsKey>,
+    from: From,
+}
+
+impl External {
+    async fn new(keys: &Keys, choice: &Choice, at: At<'_>) -> S3Result<Option<Self>> {
+        Ok(match choice {
+            Choice::Plain => None,
+            Choice::SseC(key) => Some(External {
+                secret: key.secret().clone(),
+                domain: Domain::SseC,
+                mode: Mode::SseC,
+                kms: None,
+                from: From::Customer(key.md5().to_owned()),
+            }),
+            Choice::SseS3 => {
+                let choice = KmsChoice::default();
+                Some(Self::of_service(keys, &choice, Domain::SseS3, Mode::SseS3, at).await?)
+            }
+            Choice::SseKms(choice) => {
+                Some(Self::of_service(keys, choice, Domain::SseKms, Mode::SseKms, at).await?)
+            }
+        })
+    }
+
+    async fn of_service(
+        keys: &Keys,
+        choice: &KmsChoice,
+        domain: Domain,
+        mode: Mode,
+        at: At<'_>,
+    ) -> S3Result<Self> {
+        let name = match &choice.key {
+            Some(id) => id.name(),
+            None => keys.default_key(),
+        };
+        let context = Context::for_object(&choice.context, at.bucket, &path(at));
+        let bucket = choice.bucket_key.then_some(at.bucket);
+        let made = keys.generate(name, &context, bucket).await.at(at)?;
+        let wrapped = KmsKey {
+            source: made.source.as_str().to_owned(),
+            name: made.key,
+            version: made.version,
+            ciphertext: made.ciphertext,
+            context: choice.context.clone(),
+            id_as_given: choice.key.as_ref().map(|id| id.given().to_owned()),
+            bucket_key: made.bucket_key,
+        };
+        Ok(External {
+            secret: external(&made.plaintext),
+            domain,
+            mode,
+            kms: Some(wrapped),
+            from: From::Service(made.lease),
+        })
+    }
+
+    fn seal(self, object_key: Secret, at: At<'_>) -> NewKey {
+        let sealed = hierarchy::seal_key(
+            &object_key,
+            &self.secret,
+            self.domain,
+            path(at).as_bytes(),
+            random(),
+            random(),
+        );
+        NewKey {
+            key: ObjectKey(Some(Held {
+                secret: object_key,
+                from: self.from,
+            })),
+            encryption: Some(Encryption {
+                mode: self.mode,
+                iv: sealed.iv,
+                sealed_key: sealed.sealed,
+                kms: self.kms,
+            }),
+        }
+    }
+}
+
+/// What keys are bound to.
+fn path(at: At<'_>) -> String {
+    format!("{}/{}", at.bucket, at.key)
+}
+
+fn stored(source: Source, wrapped: &KmsKey) -> StoredDataKey<'_> {
+    StoredDataKey {
+        source,
+        key: &wrapped.name,
+        version: wrapped.version,
+        ciphertext: &wrapped.ciphertext,
+        bucket_key: wrapped.bucket_key,
+    }
+}
+
+fn sealed(encryption: &Encryption) -> SealedKey {
+    SealedKey {
+        iv: encryption.iv,
+        sealed: encryption.sealed_key,
+    }
+}
+
+fn external(key: &DataKey) -> Secret {
+    Secret::new(*key.expose())
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the system's random source must answer");
+    bytes
+}
