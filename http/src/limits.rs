@@ -95,6 +95,8 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 16;
 pub const DUE_KEYS_POLL: Duration = Duration::from_secs(1);
 /// The same after they could not be destroyed.
 pub const DUE_KEYS_PAUSE: Duration = Duration::from_secs(60);
+/// How long a key call waits for a key service elsewhere.
+pub const KMS_API_TIMEOUT: Duration = Duration::from_secs(5);
 /// Logs that clients of the key server follow are looked at so often.
 pub const LOG_POLL: Duration = Duration::from_millis(250);
 /// How long requests under way may take to finish when the key server stops.

@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -19,13 +20,13 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
-use strongroom_kms::{Caller, DEFAULT_KEY, Error, Generated, Kms, Outage};
+use strongroom_kms::{Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage};
 
 use crate::admin::Admin;
 use crate::config::{CredentialsFrom, RootCredentials, Serve};
 use crate::conn::{self, Drain};
 use crate::health::Health;
-use crate::service::{Domains, Service, Settings};
+use crate::service::{Domains, KmsApi, Service, Settings};
 use crate::tls::{Certificates, default_names};
 use crate::{admin, auth, limits, ops, root_key};
 
@@ -364,7 +365,13 @@ async fn shard(
         }
     };
     let operations = ops::Store::new(store.clone(), Arc::clone(&plan.kms), plan.ops.clone());
-    let service = Service::new(operations, plan.settings.clone());
+    let keys = Rc::new(Keys::new(
+        Arc::clone(&plan.kms),
+        None,
+        KeysOptions::default(),
+    ));
+    let kms = KmsApi::new(Arc::clone(&plan.kms), keys);
+    let service = Service::new(operations, plan.settings.clone(), Some(kms));
     let drain = Drain::new();
     if id == 0 {
         let store = store.clone();

@@ -1,6 +1,6 @@
 //! The S3 service of a shard: what happens to a request between its connection and its handler.
 //!
-//! 1. Health routes are answered, without credentials.
+//! 1. Health routes are answered, without credentials; the key calls of [`kms_api`], once their signature holds.
 //! 2. [`guard`] refuses what the S3 layer would misread.
 //! 3. The data of an upload is taken out of the request; its handler finds it as an [`Upload`] in
 //!    the extensions. Any other body is XML: once the request's signature holds, it is gathered,
@@ -14,6 +14,7 @@
 pub mod access;
 pub mod guard;
 pub mod host;
+pub mod kms_api;
 pub mod reply;
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,7 @@ use crate::ops::{self, lenient::Lenient};
 
 use access::Access;
 pub use host::Domains;
+pub use kms_api::KmsApi;
 
 /// Finds the secret of an access key.
 pub type Secrets = Arc<dyn Fn(&str) -> Option<SecretKey> + Send + Sync>;
@@ -80,6 +82,7 @@ struct Edge {
     domains: Domains,
     region: String,
     health: Arc<Health>,
+    kms: Option<KmsApi>,
     ids: reply::Ids,
 }
 
@@ -97,9 +100,9 @@ pub struct Settings {
 }
 
 impl Service {
-    /// Puts the service together around the handlers in `store`. To be made and used on the
-    /// shard's thread.
-    pub fn new(store: impl S3 + Clone, settings: Settings) -> Self {
+    /// Puts the service together around the handlers in `store`, and the key calls. To be made and used
+    /// on the shard's thread.
+    pub fn new(store: impl S3 + Clone, settings: Settings, kms: Option<KmsApi>) -> Self {
         let mut config = S3Config::default();
         config.xml_max_body_size = limits::XML_BYTES_MAX;
         let config = Arc::new(StaticConfigProvider::new(Arc::new(config)));
@@ -124,6 +127,7 @@ impl Service {
             domains: settings.domains,
             region: settings.region,
             health: settings.health,
+            kms,
             ids: reply::Ids::new(),
         }))
     }
@@ -178,6 +182,7 @@ impl Edge {
         });
         let mut response = match self.health.answer(&method, uri.path()) {
             Some(response) => response,
+            None if kms_api::is_for(uri.path()) => self.administer(&parts).await,
             None => self
                 .route(parts, &mut body)
                 .await
@@ -240,6 +245,23 @@ impl Edge {
             headers.entry("x-amz-bucket-region").or_insert(region);
         }
         Ok(response)
+    }
+
+    /// Answers a key call. It has no body.
+    async fn administer(&self, parts: &Parts) -> Response<Body> {
+        let path = parts.uri.path();
+        if let Err(response) = self.admit(parts).await {
+            return kms_api::translate(response, path);
+        }
+        match &self.kms {
+            Some(kms) => kms.answer(&parts.method, path, parts.uri.query()).await,
+            None => kms_api::refusal(
+                StatusCode::NOT_IMPLEMENTED,
+                "NotImplemented",
+                "There are no keys here.",
+                path,
+            ),
+        }
     }
 
     /// Checks the signature of a request before its body is read.
