@@ -1,21 +1,27 @@
 //! The admin socket: how commands on this machine speak to the running server.
 //!
 //! A Unix socket in the data directory, mode 0600, so whoever may read the store may administer it. One line of JSON asks,
-//! one line answers, as often as the client likes.
+//! one line answers, as often as the client likes. What takes a key away answers once no core serves under it any more.
+//! A root key may be in a question and is in no answer; lines are wiped.
 
+use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use strongroom_kms::{KeyInfo, KeyState, Kms};
+use strongroom_kms::{
+    Deletion, Error, Imported, KeyInfo, KeyState, Kms, Outage, Restored, RootKey,
+};
+use zeroize::Zeroizing;
 
-use crate::limits;
+use crate::{limits, root_key};
 
 const SOCKET: &str = "admin.sock";
 
@@ -23,9 +29,83 @@ const SOCKET: &str = "admin.sock";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Request {
-    KeyCreate { name: String },
-    KeyList { prefix: String },
-    KeyStatus { name: String },
+    KeyCreate {
+        name: String,
+    },
+    KeyList {
+        prefix: String,
+    },
+    KeyStatus {
+        name: String,
+    },
+    KeyRotate {
+        name: String,
+    },
+    KeyDisable {
+        name: String,
+    },
+    KeyEnable {
+        name: String,
+    },
+    /// At once, or after a time in which it can be taken back.
+    KeyDelete {
+        name: String,
+        after_ms: Option<u64>,
+    },
+    KmsStatus,
+    KmsSeal,
+    KmsUnseal {
+        root: Option<SentKey>,
+    },
+    /// `key`: what the file is sealed under, if not the root key.
+    KmsBackup {
+        file: PathBuf,
+        key: Option<SentKey>,
+        root: Option<SentKey>,
+    },
+    KmsRestore {
+        file: PathBuf,
+        key: Option<SentKey>,
+        root: Option<SentKey>,
+    },
+    KmsImportKes {
+        directory: PathBuf,
+    },
+}
+
+impl Request {
+    /// The root key that came with it.
+    pub fn root(&self) -> Option<&SentKey> {
+        match self {
+            Self::KmsUnseal { root }
+            | Self::KmsBackup { root, .. }
+            | Self::KmsRestore { root, .. } => root.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// A root key on its way, in base64.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SentKey(Zeroizing<String>);
+
+impl SentKey {
+    pub fn key(&self) -> Result<RootKey, String> {
+        RootKey::from_base64(&self.0).map_err(|e| e.to_string())
+    }
+}
+
+impl From<&RootKey> for SentKey {
+    fn from(key: &RootKey) -> Self {
+        Self(key.to_base64())
+    }
+}
+
+impl fmt::Debug for SentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a root key")
+    }
 }
 
 /// What came of it.
@@ -33,6 +113,9 @@ pub enum Request {
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
     Keys(Vec<Key>),
+    Status(Status),
+    /// A sentence for whoever asked.
+    Done(String),
     Error(String),
 }
 
@@ -46,49 +129,211 @@ pub struct Key {
     pub algorithm: String,
     /// Unix time in milliseconds.
     pub created_at: u64,
+    /// When it will be destroyed, if it is pending deletion.
+    pub deletion_at: Option<u64>,
+}
+
+/// What is told of the key service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// `unsealed`, `sealed` or `lost`.
+    pub state: String,
+    /// What is wrong, if something is.
+    pub reason: Option<String>,
+    /// How many keys there are, where that can be known.
+    pub keys: Option<usize>,
+    pub default_key: String,
+    pub calls: u64,
+    pub outages: u64,
+    pub cache_hits: u64,
 }
 
 impl From<KeyInfo> for Key {
     fn from(info: KeyInfo) -> Self {
+        let (state, deletion_at) = match info.state {
+            KeyState::Enabled => ("enabled", None),
+            KeyState::Disabled => ("disabled", None),
+            KeyState::PendingDeletion { at } => ("pending-deletion", Some(at)),
+            KeyState::Destroyed => ("destroyed", None),
+        };
         Key {
             name: info.name,
-            state: match info.state {
-                KeyState::Enabled => "enabled".into(),
-                KeyState::Disabled => "disabled".into(),
-                KeyState::PendingDeletion { .. } => "pending-deletion".into(),
-                KeyState::Destroyed => "destroyed".into(),
-            },
+            state: state.into(),
             version: info.version,
             versions: info.versions,
             algorithm: info.algorithm.as_str().into(),
             created_at: info.created_at,
+            deletion_at,
         }
     }
 }
 
-/// Does what was asked, in whichever process holds the keystore.
-pub fn perform(kms: &Kms, request: Request) -> Answer {
-    let done = match request {
-        Request::KeyCreate { name } => kms.create_key(&name).map(|key| vec![key]),
-        Request::KeyList { prefix } => kms.list_keys(&prefix),
-        Request::KeyStatus { name } => kms.describe_key(&name).map(|key| vec![key]),
+/// What commands act on, in whichever process holds the data directory.
+pub struct Admin {
+    pub data_dir: PathBuf,
+    pub kms: Arc<Kms>,
+}
+
+impl Admin {
+    /// Does what was asked.
+    pub fn perform(&self, request: Request) -> Answer {
+        let kms = &self.kms;
+        match request {
+            Request::KeyCreate { name } => one(kms.create_key(&name)),
+            Request::KeyList { prefix } => keys(kms.list_keys(&prefix)),
+            Request::KeyStatus { name } => one(kms.describe_key(&name)),
+            Request::KeyRotate { name } => one(kms.rotate_key(&name)),
+            Request::KeyDisable { name } => one(kms.disable_key(&name)),
+            Request::KeyEnable { name } => one(kms.enable_key(&name)),
+            Request::KeyDelete { name, after_ms } => {
+                let when = after_ms.map_or(Deletion::Now, |ms| {
+                    Deletion::After(Duration::from_millis(ms))
+                });
+                one(kms.delete_key(&name, when))
+            }
+            Request::KmsStatus => Answer::Status(self.status()),
+            Request::KmsSeal => done(kms.seal().map(|()| sealed())),
+            Request::KmsUnseal { root } => self.with_root(root.as_ref(), |root| {
+                done(kms.unseal(root).map(|()| "unsealed".into()))
+            }),
+            Request::KmsBackup { file, key, root } => {
+                self.with_keys(key.as_ref(), root.as_ref(), |key, _| {
+                    done(kms.backup(&file, key).map(|n| {
+                        format!("{n} keys are in {}: keep it as carefully as the root key it is sealed under", file.display())
+                    }))
+                })
+            }
+            Request::KmsRestore { file, key, root } => {
+                self.with_keys(key.as_ref(), root.as_ref(), |key, root| {
+                    done(kms.restore(&file, key, root).map(restored))
+                })
+            }
+            Request::KmsImportKes { directory } => done(kms.import_kes(&directory).map(imported)),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let (state, reason) = match self.kms.outage() {
+            None => ("unsealed", None),
+            Some(Outage::Sealed) => ("sealed", None),
+            Some(outage) => ("lost", Some(outage.to_string())),
+        };
+        let stats = self.kms.stats();
+        Status {
+            state: state.into(),
+            reason,
+            keys: self.kms.list_keys("").ok().map(|keys| keys.len()),
+            default_key: self.kms.default_key().into(),
+            calls: stats.calls,
+            outages: stats.outages,
+            cache_hits: stats.hits,
+        }
+    }
+
+    /// Calls `with` on the root key: the one that was sent, or this process's own.
+    fn with_root(&self, sent: Option<&SentKey>, with: impl FnOnce(&RootKey) -> Answer) -> Answer {
+        let root = match sent {
+            Some(sent) => sent.key(),
+            None => root_key::require(&self.data_dir),
+        };
+        match root {
+            Ok(root) => with(&root),
+            Err(reason) => Answer::Error(reason),
+        }
+    }
+
+    /// Calls `with` on the key of a backup, which is the root key unless another one was sent, and on the root key.
+    fn with_keys(
+        &self,
+        key: Option<&SentKey>,
+        root: Option<&SentKey>,
+        with: impl FnOnce(&RootKey, &RootKey) -> Answer,
+    ) -> Answer {
+        self.with_root(root, |root| match key.map(SentKey::key).transpose() {
+            Ok(key) => with(key.as_ref().unwrap_or(root), root),
+            Err(reason) => Answer::Error(reason),
+        })
+    }
+}
+
+/// What sealing says when it is done.
+pub fn sealed() -> String {
+    "sealed: no key is in memory, and none will be until `strongroom kms unseal`".into()
+}
+
+fn restored(done: Restored) -> String {
+    let mut said = match &done.added[..] {
+        [] => format!("all {} keys of the backup were there already", done.keys),
+        added => format!(
+            "{} of {} keys added: {}",
+            added.len(),
+            done.keys,
+            added.join(", ")
+        ),
     };
+    if let Some(place) = done.moved_aside {
+        said += &format!(
+            "; the keystore that did not open is now {}",
+            place.display()
+        );
+    }
+    said
+}
+
+fn imported(done: Imported) -> String {
+    let mut said = match &done.imported[..] {
+        [] => "no key was imported".to_owned(),
+        names => format!("{} keys imported: {}", names.len(), names.join(", ")),
+    };
+    if !done.present.is_empty() {
+        said += &format!("; there already: {}", done.present.join(", "));
+    }
+    said
+}
+
+fn one(done: Result<KeyInfo, Error>) -> Answer {
+    keys(done.map(|key| vec![key]))
+}
+
+fn keys(done: Result<Vec<KeyInfo>, Error>) -> Answer {
     match done {
         Ok(keys) => Answer::Keys(keys.into_iter().map(Key::from).collect()),
         Err(e) => Answer::Error(e.to_string()),
     }
 }
 
-/// Serves the socket in `data_dir` on a thread of its own, for as long as the process lives.
-pub fn serve(data_dir: &Path, kms: Arc<Kms>) -> io::Result<()> {
-    let listener = bind(data_dir)?;
+fn done(done: Result<String, Error>) -> Answer {
+    match done {
+        Ok(said) => Answer::Done(said),
+        Err(e) => Answer::Error(e.to_string()),
+    }
+}
+
+/// Serves the socket on threads of its own, for as long as the process lives.
+pub fn serve(admin: Admin) -> io::Result<()> {
+    let listener = bind(&admin.data_dir)?;
+    let admin = Arc::new(admin);
+    let open = Arc::new(AtomicUsize::new(0));
     std::thread::Builder::new()
         .name("admin".into())
         .spawn(move || {
             for stream in listener.incoming().flatten() {
-                // One command at a time: they change keys.
-                if let Err(e) = converse(stream, &kms) {
-                    tracing::debug!("an admin connection ended: {e}");
+                if open.fetch_add(1, Ordering::SeqCst) >= limits::ADMIN_CONNECTIONS_MAX {
+                    open.fetch_sub(1, Ordering::SeqCst);
+                    continue;
+                }
+                let (admin, count) = (Arc::clone(&admin), Arc::clone(&open));
+                let spawned = std::thread::Builder::new()
+                    .name("admin-command".into())
+                    .spawn(move || {
+                        if let Err(e) = converse(&stream, &admin) {
+                            tracing::debug!("an admin connection ended: {e}");
+                        }
+                        count.fetch_sub(1, Ordering::SeqCst);
+                    });
+                if let Err(e) = spawned {
+                    tracing::warn!("an admin command cannot be served: {e}");
+                    open.fetch_sub(1, Ordering::SeqCst);
                 }
             }
         })?;
@@ -115,12 +360,29 @@ pub fn ask(data_dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
         }
         Err(e) => return Err(e),
     };
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    (&stream).write_all(&line)?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    Ok(Some(serde_json::from_str(&answer)?))
+    write_line(&stream, request)?;
+    let line = read_line(&stream, limits::ADMIN_ANSWER_BYTES_MAX)?.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the server ended the conversation: try again",
+        )
+    })?;
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+/// Waits until a server that holds the directory has made its socket, so that a command right after a start finds it.
+pub fn ask_patiently(
+    data_dir: &Path,
+    request: &Request,
+    patience: Duration,
+) -> io::Result<Option<Answer>> {
+    let begun = std::time::Instant::now();
+    loop {
+        match ask(data_dir, request)? {
+            None if begun.elapsed() < patience => std::thread::sleep(Duration::from_millis(50)),
+            answer => return Ok(answer),
+        }
+    }
 }
 
 fn bind(data_dir: &Path) -> io::Result<UnixListener> {
@@ -144,37 +406,67 @@ fn with_short_path<T>(data_dir: &Path, act: impl FnOnce(&Path) -> io::Result<T>)
     act(&path)
 }
 
-fn converse(stream: UnixStream, kms: &Kms) -> io::Result<()> {
+fn converse(stream: &UnixStream, admin: &Admin) -> io::Result<()> {
     stream.set_read_timeout(Some(limits::ADMIN_TIMEOUT))?;
     stream.set_write_timeout(Some(limits::ADMIN_TIMEOUT))?;
-    let mut lines = BufReader::new(stream.try_clone()?);
-    loop {
-        let mut line = String::new();
-        let mut limited = (&mut lines).take(limits::ADMIN_LINE_BYTES_MAX);
-        if limited.read_line(&mut line)? == 0 {
-            return Ok(());
-        }
-        let answer = match serde_json::from_str(&line) {
-            Ok(request) => perform(kms, request),
+    while let Some(line) = read_line(stream, limits::ADMIN_LINE_BYTES_MAX)? {
+        let answer = match serde_json::from_slice(&line) {
+            Ok(request) => admin.perform(request),
             Err(e) => Answer::Error(format!("not understood: {e}")),
         };
-        let mut out = serde_json::to_vec(&answer)?;
-        out.push(b'\n');
-        (&stream).write_all(&out)?;
+        write_line(stream, &answer)?;
+    }
+    Ok(())
+}
+
+fn write_line(mut stream: &UnixStream, line: &impl Serialize) -> io::Result<()> {
+    // Serialized twice, so that nothing grows: a growing buffer leaves keys behind in memory.
+    let mut count = Counter(0);
+    serde_json::to_writer(&mut count, line)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(count.0 + 1));
+    serde_json::to_writer(&mut *bytes, line)?;
+    bytes.push(b'\n');
+    stream.write_all(&bytes)
+}
+
+/// Counts what is written.
+struct Counter(usize);
+
+impl Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
-/// Waits until a server that holds the directory has made its socket, so that a command right after a start finds it.
-pub fn ask_patiently(
-    data_dir: &Path,
-    request: &Request,
-    patience: Duration,
-) -> io::Result<Option<Answer>> {
-    let begun = std::time::Instant::now();
+/// One line without its end; none at the end of the stream. Nobody sends a line before the last one was answered.
+fn read_line(mut stream: &UnixStream, bytes_max: usize) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let mut line = Zeroizing::new(vec![0; bytes_max.min(limits::ADMIN_LINE_BYTES_MAX)]);
+    let mut filled = 0;
     loop {
-        match ask(data_dir, request)? {
-            None if begun.elapsed() < patience => std::thread::sleep(Duration::from_millis(50)),
-            answer => return Ok(answer),
+        if filled == line.len() {
+            // Only an answer is longer, and there is nothing secret in one.
+            if filled == bytes_max {
+                return Err(invalid("a line is too long"));
+            }
+            line.resize(bytes_max.min(2 * filled), 0);
+        }
+        let read = stream.read(&mut line[filled..])?;
+        filled += read;
+        if read == 0 {
+            return match filled {
+                0 => Ok(None),
+                _ => Err(invalid("a line has no end")),
+            };
+        }
+        if line[filled - 1] == b'\n' {
+            line.truncate(filled - 1);
+            return Ok(Some(line));
         }
     }
 }
@@ -182,7 +474,10 @@ pub fn ask_patiently(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use strongroom_kms::RootKey;
+
+    fn created(name: &str) -> Request {
+        Request::KeyCreate { name: name.into() }
+    }
 
     #[test]
     fn a_command_reaches_the_server_also_under_a_long_path() {
@@ -193,16 +488,18 @@ mod tests {
             prefix: String::new(),
         };
         assert_eq!(ask(&long, &list).unwrap(), None);
-        let kms = Arc::new(Kms::open(&long, RootKey::generate()).unwrap());
-        serve(&long, Arc::clone(&kms)).unwrap();
-        let create = Request::KeyCreate {
-            name: "payroll".into(),
-        };
+        let root = RootKey::generate();
+        let kms = Arc::new(Kms::open(&long, root.clone()).unwrap());
+        serve(Admin {
+            data_dir: long.clone(),
+            kms: Arc::clone(&kms),
+        })
+        .unwrap();
         assert!(
-            matches!(ask(&long, &create).unwrap(), Some(Answer::Keys(keys)) if keys[0].name == "payroll")
+            matches!(ask(&long, &created("payroll")).unwrap(), Some(Answer::Keys(keys)) if keys[0].name == "payroll")
         );
         assert!(matches!(
-            ask(&long, &create).unwrap(),
+            ask(&long, &created("payroll")).unwrap(),
             Some(Answer::Error(_))
         ));
         match ask(&long, &list).unwrap() {
@@ -214,5 +511,41 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o600);
+
+        assert!(matches!(
+            ask(&long, &Request::KmsSeal).unwrap(),
+            Some(Answer::Done(_))
+        ));
+        assert!(kms.is_sealed());
+        // There is no root.key here, and another root key does not open.
+        for root in [None, Some(SentKey::from(&RootKey::generate()))] {
+            let refused = ask(&long, &Request::KmsUnseal { root }).unwrap();
+            assert!(matches!(refused, Some(Answer::Error(_))), "{refused:?}");
+        }
+        let root = Some(SentKey::from(&root));
+        let unsealed = ask(&long, &Request::KmsUnseal { root }).unwrap();
+        assert!(matches!(unsealed, Some(Answer::Done(_))), "{unsealed:?}");
+        assert!(!kms.is_sealed());
+    }
+
+    #[test]
+    fn one_who_says_nothing_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let kms = Arc::new(Kms::open(dir.path(), RootKey::generate()).unwrap());
+        let data_dir = dir.path().to_owned();
+        serve(Admin { data_dir, kms }).unwrap();
+        let _silent = with_short_path(dir.path(), |path| UnixStream::connect(path)).unwrap();
+        let begun = std::time::Instant::now();
+        assert!(ask(dir.path(), &created("a")).unwrap().is_some());
+        assert!(begun.elapsed() < limits::ADMIN_TIMEOUT);
+    }
+
+    #[test]
+    fn a_root_key_cannot_be_printed() {
+        let root = RootKey::generate();
+        let request = Request::KmsUnseal {
+            root: Some(SentKey::from(&root)),
+        };
+        assert!(!format!("{request:?}").contains(root.to_base64().as_str()));
     }
 }

@@ -146,13 +146,8 @@ const OTHER_VARIABLES: [&str; 6] = [
 
 /// `STRONGROOM_…` variables that are set and mean nothing: probably misspelt.
 pub fn unknown_variables(command: &clap::Command) -> Vec<String> {
-    let known: Vec<String> = command
-        .get_subcommands()
-        .flat_map(|sub| sub.get_arguments())
-        .filter_map(|arg| arg.get_env())
-        .map(|name| name.to_string_lossy().into_owned())
-        .chain(OTHER_VARIABLES.map(String::from))
-        .collect();
+    let mut known: Vec<String> = OTHER_VARIABLES.map(String::from).to_vec();
+    add_variables(command, &mut known);
     let mut unknown: Vec<String> = std::env::vars_os()
         .filter_map(|(name, _)| name.into_string().ok())
         .filter(|name| name.starts_with("STRONGROOM_") && !name.starts_with("STRONGROOM_TEST_"))
@@ -160,6 +155,15 @@ pub fn unknown_variables(command: &clap::Command) -> Vec<String> {
         .collect();
     unknown.sort();
     unknown
+}
+
+/// The variables of a command's options, and of all commands below it.
+fn add_variables(command: &clap::Command, known: &mut Vec<String>) {
+    let variables = command.get_arguments().filter_map(|arg| arg.get_env());
+    known.extend(variables.map(|name| name.to_string_lossy().into_owned()));
+    for sub in command.get_subcommands() {
+        add_variables(sub, known);
+    }
 }
 
 /// The value of a variable that is set to something.
@@ -174,7 +178,7 @@ fn is_on(value: &str) -> bool {
         .any(|word| value.eq_ignore_ascii_case(word))
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let text = match text.strip_prefix(':') {
         Some(port) => format!("0.0.0.0:{port}"),
         None => text.to_owned(),
@@ -185,7 +189,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| "the name has no address".to_owned())
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits
         .parse()

@@ -84,9 +84,27 @@ pub const CERTIFICATE_POLL: Duration = Duration::from_secs(3);
 /// memory, which is 8 MiB on many hosts.
 pub const RING_MEMORY_BYTES: usize = 512 * 1024;
 /// One command on the admin socket, as a line.
-pub const ADMIN_LINE_BYTES_MAX: u64 = 64 * 1024;
+pub const ADMIN_LINE_BYTES_MAX: usize = 64 * 1024;
+/// Its answer: a list of all keys there can be.
+pub const ADMIN_ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A command's line must be there by then, and its answer taken.
 pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Commands at once on the admin socket; further ones are turned away.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+/// Keys whose waiting period is over are looked for so often.
+pub const DUE_KEYS_POLL: Duration = Duration::from_secs(1);
+/// The same after they could not be destroyed.
+pub const DUE_KEYS_PAUSE: Duration = Duration::from_secs(60);
+/// How long a key call waits for a key service elsewhere.
+pub const KMS_API_TIMEOUT: Duration = Duration::from_secs(5);
+/// Logs that clients of the key server follow are looked at so often.
+pub const LOG_POLL: Duration = Duration::from_millis(250);
+/// How long requests under way may take to finish when the key server stops.
+pub const KEY_SERVER_DRAIN: Duration = Duration::from_secs(1);
+/// The key server's certificate files are looked at so often.
+pub const KEY_SERVER_CERTIFICATE_POLL: Duration = Duration::from_secs(60);
+/// A certificate or an API key on standard input.
+pub const IDENTITY_BYTES_MAX: usize = 64 * 1024;
 /// Multipart uploads that nobody completes are looked for so often.
 pub const STALE_UPLOADS_POLL: Duration = Duration::from_secs(3600);
 

@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -19,14 +20,15 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
-use strongroom_kms::{Generated, Keys, KeysOptions, Kms, RootKey};
+use strongroom_kms::{Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage};
 
-use crate::config::{self, CredentialsFrom, RootCredentials, Serve};
+use crate::admin::Admin;
+use crate::config::{CredentialsFrom, RootCredentials, Serve};
 use crate::conn::{self, Drain};
 use crate::health::Health;
-use crate::service::{Domains, Service, Settings};
+use crate::service::{Domains, KmsApi, Service, Settings};
 use crate::tls::{Certificates, default_names};
-use crate::{admin, auth, limits, ops};
+use crate::{admin, auth, limits, ops, root_key};
 
 const STORE_KEY: &[u8] = b"store key";
 
@@ -46,8 +48,13 @@ pub fn run(options: Serve) -> Result<(), String> {
     let (kms, store_key) = open_store_key(&dir)?;
     let engine = open_engine(&dir, &store_key, shards.len())?;
     let certificates = open_certificates(&options, dir.path())?;
-    admin::serve(dir.path(), Arc::clone(&kms))
+    let admin = Admin {
+        data_dir: dir.path().to_owned(),
+        kms: Arc::clone(&kms),
+    };
+    admin::serve(admin)
         .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
+    watch_deletions(Arc::clone(&kms));
 
     let tls = certificates
         .as_ref()
@@ -56,12 +63,10 @@ pub fn run(options: Serve) -> Result<(), String> {
         .map_err(|e| e.to_string())?;
     let signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| e.to_string())?;
     let key_state = Arc::clone(&kms);
-    let health = Arc::new(Health::new(move || {
-        if key_state.is_sealed() {
-            "sealed"
-        } else {
-            "ok"
-        }
+    let health = Arc::new(Health::new(move || match key_state.outage() {
+        None | Some(Outage::Unreachable(_)) => "ok",
+        Some(Outage::Sealed) => "sealed",
+        Some(Outage::Lost(_)) => "lost",
     }));
     let plan = Arc::new(Plan {
         ops: ops::Config::of(&options),
@@ -89,7 +94,7 @@ pub fn run(options: Serve) -> Result<(), String> {
 
 /// Binds the port. The rings of a server that just ended can hold its sockets a moment longer than the process lived, so a
 /// port in use is asked for again, for a while.
-fn bind(address: SocketAddr, shards: usize) -> std::io::Result<Vec<TcpListener>> {
+pub(crate) fn bind(address: SocketAddr, shards: usize) -> std::io::Result<Vec<TcpListener>> {
     let end = Instant::now() + limits::PORT_PATIENCE;
     loop {
         match conn::bind(address, shards) {
@@ -121,7 +126,7 @@ fn settings(options: &Serve, root: &RootCredentials, health: Arc<Health>) -> Set
     }
 }
 
-fn prepare_process() {
+pub(crate) fn prepare_process() {
     // Keys live in this process: nothing of it may be written out by a crash.
     let none = Rlimit {
         current: Some(0),
@@ -141,7 +146,7 @@ fn prepare_process() {
 }
 
 /// The cores this process may use; one shard each, going round when there are more shards.
-fn shard_cores(wanted: Option<u16>) -> Vec<usize> {
+pub(crate) fn shard_cores(wanted: Option<u16>) -> Vec<usize> {
     let allowed: Vec<usize> = match rustix::thread::sched_getaffinity(None) {
         Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU)
             .filter(|cpu| set.is_set(*cpu))
@@ -153,33 +158,61 @@ fn shard_cores(wanted: Option<u16>) -> Vec<usize> {
     (0..count).map(|i| allowed[i % allowed.len()]).collect()
 }
 
-/// Opens the keystore of a data directory this process holds. On a first start the root key may be made.
-pub fn open_keystore(dir: &Path, first_start: bool) -> Result<(Kms, Option<Generated>), String> {
-    let path = match config::non_empty("STRONGROOM_KMS_ROOT_KEY_FILE") {
-        Some(path) => path.into(),
-        None => dir.join("root.key"),
-    };
-    let (root, generated) = if let Some(text) = config::non_empty("STRONGROOM_KMS_ROOT_KEY") {
-        let key =
-            RootKey::from_base64(&text).map_err(|e| format!("STRONGROOM_KMS_ROOT_KEY: {e}"))?;
-        (key, None)
-    } else if first_start {
-        let (key, generated) = RootKey::load_or_generate(&path).map_err(|e| e.to_string())?;
-        (key, Some(generated))
-    } else {
-        let key = RootKey::load(&path).map_err(|e| {
-            format!("{e} (it opens the keystore; STRONGROOM_KMS_ROOT_KEY or STRONGROOM_KMS_ROOT_KEY_FILE name another one)")
-        })?;
-        (key, Some(Generated::No))
-    };
+/// Opens the keystore of a data directory this process holds. On a first start it and the root key may be made.
+fn open_keystore(dir: &Path, first_start: bool) -> Result<(Kms, Generated), String> {
+    if first_start {
+        let (root, generated) = root_key::find_or_make(dir)?;
+        let kms = Kms::open(dir, root).map_err(|e| e.to_string())?;
+        return Ok((kms, generated));
+    }
+    let root = root_key::require(dir)?;
     // A keystore that is gone must not be replaced by an empty one.
-    let kms = if first_start {
-        Kms::open(dir, root)
-    } else {
-        Kms::open_existing(dir, root)
+    let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
+    if let Some(outage @ Outage::Lost(_)) = kms.outage() {
+        tracing::error!(
+            "{outage}. Until then what needs a key answers 503; listings and HEAD work"
+        );
+    }
+    Ok((kms, Generated::No))
+}
+
+/// What whoever made a root key by starting the server has to know.
+pub(crate) fn warn_of_new_root_key(dir: &Path) {
+    tracing::warn!(
+        "made {}: it opens every key of this store. It protects disks and backups that leave without it; it does not protect \
+         against someone who can read this directory. Keep a copy elsewhere: without it all data is lost. \
+         STRONGROOM_KMS_ROOT_KEY or STRONGROOM_KMS_ROOT_KEY_FILE keep it off this disk.",
+        root_key::path(dir).display()
+    );
+}
+
+/// Destroys keys whose waiting period is over: now, and for as long as the process lives.
+pub(crate) fn watch_deletions(kms: Arc<Kms>) {
+    let destroy = move || match kms.destroy_due_keys() {
+        Ok(names) => {
+            for key in names {
+                tracing::info!(key, "destroyed: its waiting period is over");
+            }
+            limits::DUE_KEYS_POLL
+        }
+        Err(Error::Outage(_)) => limits::DUE_KEYS_POLL,
+        Err(e) => {
+            tracing::error!("keys whose waiting period is over cannot be destroyed: {e}");
+            limits::DUE_KEYS_PAUSE
+        }
     };
-    let kms = kms.map_err(|e| e.to_string())?;
-    Ok((kms, generated))
+    let mut pause = destroy();
+    let spawned = std::thread::Builder::new()
+        .name("deletions".into())
+        .spawn(move || {
+            loop {
+                std::thread::sleep(pause);
+                pause = destroy();
+            }
+        });
+    if let Err(e) = spawned {
+        tracing::error!("keys will be destroyed at the next start only: {e}");
+    }
 }
 
 /// The keystore and the key of the store; both are made on a first start.
@@ -187,13 +220,8 @@ fn open_store_key(dir: &DataDir) -> Result<(Arc<Kms>, Secret), String> {
     let superblock = dir.superblock().map_err(|e| e.to_string())?;
     let first_start = superblock.is_none();
     let (kms, generated) = open_keystore(dir.path(), first_start)?;
-    if generated == Some(Generated::Yes) {
-        tracing::warn!(
-            "made {}: it opens every key of this store. It protects disks and backups that leave without it; it does not protect \
-             against someone who can read this directory. Keep a copy elsewhere: without it all data is lost. \
-             STRONGROOM_KMS_ROOT_KEY or STRONGROOM_KMS_ROOT_KEY_FILE keep it off this disk.",
-            dir.path().join("root.key").display()
-        );
+    if generated == Generated::Yes {
+        warn_of_new_root_key(dir.path());
     }
     let store_key = match superblock {
         Some(superblock) => {
@@ -208,6 +236,11 @@ fn open_store_key(dir: &DataDir) -> Result<(Arc<Kms>, Secret), String> {
             Secret::new(*opened.expose())
         }
         None => {
+            // The keystore can be there before the store: a restored one, or that of a key server.
+            match kms.create_key(DEFAULT_KEY) {
+                Ok(_) | Err(Error::Caller(Caller::KeyExists(_))) => {}
+                Err(e) => return Err(e.to_string()),
+            }
             let key = Secret::random();
             let mut id = [0; 16];
             getrandom::fill(&mut id).map_err(|e| e.to_string())?;
@@ -332,11 +365,13 @@ async fn shard(
             return;
         }
     };
-    let operations = ops::Store::new(store.clone(), data_keys(&plan.kms), plan.ops.clone());
+    let keys = data_keys(&plan.kms);
+    let operations = ops::Store::new(store.clone(), Rc::clone(&keys), plan.ops.clone());
     let service = Service::new(
         operations.clone(),
         operations.routes(),
         plan.settings.clone(),
+        Some(KmsApi::new(Arc::clone(&plan.kms), keys)),
     );
     let drain = Drain::new();
     if id == 0 {
@@ -378,8 +413,8 @@ async fn shard(
 }
 
 /// The data keys of one core: here alone it is said which key service they come from.
-fn data_keys(kms: &Arc<Kms>) -> Keys {
-    Keys::new(Arc::clone(kms), None, KeysOptions::default())
+fn data_keys(kms: &Arc<Kms>) -> Rc<Keys> {
+    Rc::new(Keys::new(Arc::clone(kms), None, KeysOptions::default()))
 }
 
 fn wait_for_signal(mut signals: Signals) {
@@ -456,6 +491,11 @@ fn announce(
         env!("CARGO_PKG_VERSION"),
         data_dir.display(),
     );
+    say(&text)
+}
+
+/// Writes to standard output.
+pub(crate) fn say(text: &str) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())

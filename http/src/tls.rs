@@ -205,7 +205,8 @@ fn is_dns_name(name: &str) -> bool {
         })
 }
 
-fn make(public: &Path, private: &Path, names: &[String]) -> Result<(), TlsError> {
+/// Makes a key and a self-signed certificate for these names: of a server, and of a client too where it needs one.
+pub(crate) fn make(public: &Path, private: &Path, names: &[String]) -> Result<(), TlsError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(names.to_vec())?;
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -215,7 +216,10 @@ fn make(public: &Path, private: &Path, names: &[String]) -> Result<(), TlsError>
     params.not_before = (SystemTime::now() - VALID_BEFORE).into();
     params.not_after = (SystemTime::now() + VALID_AFTER).into();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     // Strict verifiers ask for it even where issuer and subject are one.
     params.use_authority_key_identifier_extension = true;
     let certificate = params.self_signed(&key)?;
@@ -226,18 +230,33 @@ fn make(public: &Path, private: &Path, names: &[String]) -> Result<(), TlsError>
 }
 
 fn load(dir: &Path) -> Result<CertifiedKey, TlsError> {
-    let (public, private) = (dir.join(PUBLIC), dir.join(PRIVATE));
-    let text = fs::read(&public).map_err(|source| file(&public, source))?;
-    let chain = CertificateDer::pem_slice_iter(&text)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| content(&public, &error))?;
-    if chain.is_empty() {
-        return Err(content(&public, &"no certificate in it"));
-    }
-    let text = Zeroizing::new(fs::read(&private).map_err(|source| file(&private, source))?);
-    let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| content(&private, &error))?;
+    load_pair(&dir.join(PUBLIC), &dir.join(PRIVATE))
+}
+
+/// Reads a certificate chain and its key.
+pub(crate) fn load_pair(public: &Path, private: &Path) -> Result<CertifiedKey, TlsError> {
+    let chain = read_certificates(public)?;
+    let text = Zeroizing::new(fs::read(private).map_err(|source| file(private, source))?);
+    let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| content(private, &error))?;
     CertifiedKey::from_der(chain, key, &ring::default_provider())
-        .map_err(|error| content(&private, &error))
+        .map_err(|error| content(private, &error))
+}
+
+/// Reads the certificates in a file; there is at least one.
+pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text = fs::read(path).map_err(|source| file(path, source))?;
+    parse_certificates(&text).map_err(|reason| content(path, &reason))
+}
+
+/// Reads the certificates in a PEM text; there is at least one.
+pub(crate) fn parse_certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = CertificateDer::pem_slice_iter(text)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| error.to_string())?;
+    match certificates.is_empty() {
+        true => Err("no certificate in it".to_owned()),
+        false => Ok(certificates),
+    }
 }
 
 fn stamp(dir: &Path) -> Option<Stamp> {

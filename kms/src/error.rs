@@ -64,6 +64,9 @@ pub enum KeyProblem {
 pub enum Outage {
     #[error("the key service is sealed")]
     Sealed,
+    /// What the keystore is made of is gone or damaged; a backup brings it back.
+    #[error("the keystore is lost ({0}): bring a backup back with `strongroom kms restore FILE`")]
+    Lost(Box<Place>),
     #[error("the key service cannot be reached: {0}")]
     Unreachable(String),
 }

@@ -41,7 +41,7 @@ pub use cache::CacheLimits;
 pub use ciphertext::Algorithm;
 pub use context::{Context, canonical as canonical_context};
 pub use error::{Caller, Environment, Error, KeyProblem, Outage, Place};
-pub use kes::api_key::{ApiKey, ClientCertificate};
+pub use kes::api_key::{ApiKey, ClientCertificate, identity_of_certificate};
 pub use kes::client::{
     Connection, KesClient, KesKey, KesStatus, LocalFuture, Request, Response, SendError,
 };
@@ -161,25 +161,36 @@ impl Kms {
     ///
     /// A keystore that was sealed stays sealed. The caller holds the data directory's lock.
     pub fn open(dir: &Path, root: RootKey) -> Result<Kms, Error> {
-        let keystore = Keystore::open(dir, &root, DEFAULT_KEY, now_ms())?;
-        Ok(Kms {
+        let keystore = Keystore::open(dir, &root, Some(DEFAULT_KEY), now_ms())?;
+        Ok(Self::over(keystore, &root))
+    }
+
+    /// As [`Kms::open`], but a keystore that is made holds no key: those of a key server are its clients'.
+    pub fn open_bare(dir: &Path, root: RootKey) -> Result<Kms, Error> {
+        let keystore = Keystore::open(dir, &root, None, now_ms())?;
+        Ok(Self::over(keystore, &root))
+    }
+
+    /// As [`Kms::open`], where there has to be a keystore: in a data directory that has objects, a missing
+    /// one is damage, and a new one would only hide it. With a keystore that is missing or damaged, whatever
+    /// needs a key fails with [`Outage::Lost`], until [`Kms::restore`].
+    pub fn open_existing(dir: &Path, root: RootKey) -> Result<Kms, Error> {
+        let keystore = match Keystore::open_existing(dir, &root) {
+            Err(Error::Corrupt(place)) => Keystore::lost(dir, place),
+            opened => opened?,
+        };
+        Ok(Self::over(keystore, &root))
+    }
+
+    fn over(keystore: Keystore, root: &RootKey) -> Kms {
+        Kms {
             keystore,
             local: root.derive(PURPOSE_LOCAL),
             static_key: RwLock::default(),
             remote_leases: Leases::default(),
             caches: Mutex::default(),
             stats: Stats::default(),
-        })
-    }
-
-    /// As [`Kms::open`], where there has to be a keystore: in a data directory that has objects, a missing
-    /// one is damage, and a new one would only hide it.
-    pub fn open_existing(dir: &Path, root: RootKey) -> Result<Kms, Error> {
-        if !Self::exists(dir) {
-            let place = dir.join(keystore::files::DIRECTORY);
-            return Err(Error::Corrupt(Place::Keystore(place)));
         }
-        Self::open(dir, root)
     }
 
     /// Whether the data directory holds a keystore.
@@ -258,6 +269,11 @@ impl Kms {
         kes::import::import(&self.keystore, directory)
     }
 
+    /// The names of the keys of a KES file-system keystore.
+    pub fn kes_keys(directory: &Path) -> Result<Vec<String>, Error> {
+        kes::import::names(directory)
+    }
+
     /// Writes all keys to a new file, sealed under `key`: the store's root key, or one kept for backups.
     /// Says how many keys that is.
     pub fn backup(&self, file: &Path, key: &RootKey) -> Result<usize, Error> {
@@ -265,20 +281,10 @@ impl Kms {
     }
 
     /// Adds what a backup holds and the keystore does not. Nothing is replaced; a key of the same name and
-    /// version with other bytes is an error, and then nothing is added either.
-    pub fn restore(&self, file: &Path, key: &RootKey) -> Result<Restored, Error> {
-        self.keystore.restore(file, key)
-    }
-
-    /// Makes a keystore from a backup, in a data directory that has none, or whose own is moved aside
-    /// because it cannot be opened any more. The caller holds the data directory's lock.
-    pub fn replace_by_backup(
-        dir: &Path,
-        root: &RootKey,
-        file: &Path,
-        key: &RootKey,
-    ) -> Result<Restored, Error> {
-        keystore::backup::replace(dir, root, file, key, now_ms())
+    /// version with other bytes is an error, and then nothing is added either. A keystore that is lost is
+    /// made anew from the backup, under `root`.
+    pub fn restore(&self, file: &Path, key: &RootKey, root: &RootKey) -> Result<Restored, Error> {
+        self.keystore.restore(file, key, root, now_ms())
     }
 
     /// Drops every key from memory. Whatever needs one fails with [`Outage::Sealed`] from now on, after a
@@ -293,6 +299,11 @@ impl Kms {
             self.flush(None);
             lost
         })
+    }
+
+    /// Seals a keystore that no process has open: that needs no key. The caller holds the data directory's lock.
+    pub fn seal_at_rest(dir: &Path) -> Result<(), Error> {
+        Files::mark_sealed(dir)
     }
 
     /// Loads the keys again, and lets them load at the next start.
@@ -331,6 +342,12 @@ impl Kms {
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.keystore.is_sealed()
+    }
+
+    /// Why no key of the keystore can be had, if none can.
+    #[must_use]
+    pub fn outage(&self) -> Option<Outage> {
+        self.keystore.outage()
     }
 
     /// A fresh data key, sealed under the current version of `name` and bound to `context`.

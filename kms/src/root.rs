@@ -31,6 +31,9 @@ pub enum Generated {
 }
 
 impl RootKey {
+    /// The name of its file, where nothing else is said.
+    pub const FILE_NAME: &str = "root.key";
+
     /// A new random root key.
     #[must_use]
     pub fn generate() -> RootKey {

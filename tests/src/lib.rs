@@ -7,9 +7,12 @@
 //! `STRONGROOM_TEST_KEEP=1` keeps the data directories of failed tests.
 
 pub mod binary;
+pub mod cli;
 pub mod client;
 pub mod data;
 pub mod disk;
+pub mod key_server;
+pub mod mc;
 pub mod procfs;
 pub mod python;
 pub mod scan;

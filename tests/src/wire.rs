@@ -4,13 +4,19 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, ConfigBuilder, DigitallySignedStruct, SignatureScheme,
+    StreamOwned,
+};
 
 /// A server takes at most this long to say anything, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -28,6 +34,24 @@ pub struct Connection {
 enum Stream {
     Plain(TcpStream),
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+/// A client certificate, ready to be shown.
+pub struct ClientCertificate(Arc<ClientConfig>);
+
+impl ClientCertificate {
+    /// Reads a certificate and its key from PEM files.
+    pub fn load(certificate: &Path, key: &Path) -> Self {
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
+            .expect("a certificate file")
+            .collect::<Result<_, _>>()
+            .expect("certificates in PEM");
+        let key = PrivateKeyDer::from_pem_file(key).expect("a key in PEM");
+        let config = anybody_trusting()
+            .with_client_auth_cert(chain, key)
+            .expect("the key fits the certificate");
+        Self(Arc::new(config))
+    }
 }
 
 /// Status line and headers of a response; names in lower case.
@@ -52,13 +76,29 @@ impl Head {
 
 impl Connection {
     pub fn open(address: SocketAddr, tls: bool) -> io::Result<Self> {
+        Self::open_with(address, tls.then(tls_config))
+    }
+
+    /// Over TLS, as the client that `certificate` is; without one as nobody.
+    pub fn open_as(
+        address: SocketAddr,
+        certificate: Option<&ClientCertificate>,
+    ) -> io::Result<Self> {
+        let config = match certificate {
+            Some(certificate) => Arc::clone(&certificate.0),
+            None => tls_config(),
+        };
+        Self::open_with(address, Some(config))
+    }
+
+    fn open_with(address: SocketAddr, tls: Option<Arc<ClientConfig>>) -> io::Result<Self> {
         let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        let stream = if tls {
+        let stream = if let Some(config) = tls {
             let name = ServerName::from(address.ip());
-            let session = ClientConnection::new(tls_config(), name).map_err(io::Error::other)?;
+            let session = ClientConnection::new(config, name).map_err(io::Error::other)?;
             let mut stream = StreamOwned::new(session, socket);
             while stream.conn.is_handshaking() {
                 stream.conn.complete_io(&mut stream.sock)?;
@@ -130,15 +170,11 @@ impl Connection {
         if chunked.is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
             let mut total = 0;
             loop {
-                let line = self.line()?;
-                let size = line.split(';').next().unwrap_or_default().trim();
-                let size = u64::from_str_radix(size, 16).map_err(|_| malformed("a chunk size"))?;
+                let size = self.read_chunk(&mut sink)?;
                 if size == 0 {
                     while !self.line()?.is_empty() {}
                     return Ok(total);
                 }
-                self.exactly(size, &mut sink)?;
-                self.line()?;
                 total += size;
             }
         }
@@ -146,6 +182,18 @@ impl Connection {
         let length = length.ok_or_else(|| malformed("a body of unknown length"))?;
         self.exactly(length, &mut sink)?;
         Ok(length)
+    }
+
+    /// Reads one chunk of a chunked body; the last one is empty. Returns its length.
+    pub fn read_chunk(&mut self, mut sink: impl FnMut(&[u8])) -> io::Result<u64> {
+        let line = self.line()?;
+        let size = line.split(';').next().unwrap_or_default().trim();
+        let size = u64::from_str_radix(size, 16).map_err(|_| malformed("a chunk size"))?;
+        if size > 0 {
+            self.exactly(size, &mut sink)?;
+            self.line()?;
+        }
+        Ok(size)
     }
 
     fn exactly(&mut self, length: u64, sink: &mut impl FnMut(&[u8])) -> io::Result<()> {
@@ -221,18 +269,17 @@ fn malformed(what: &str) -> io::Error {
 
 fn tls_config() -> Arc<ClientConfig> {
     static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-    let make = || {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Arc::new(AnyCertificate(Arc::clone(&provider)));
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring supports the default versions")
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
-        Arc::new(config)
-    };
-    Arc::clone(CONFIG.get_or_init(make))
+    Arc::clone(CONFIG.get_or_init(|| Arc::new(anybody_trusting().with_no_client_auth())))
+}
+
+fn anybody_trusting() -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(AnyCertificate(Arc::clone(&provider)));
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring supports the default versions")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
 }
 
 #[derive(Debug)]

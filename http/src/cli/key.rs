@@ -1,14 +1,14 @@
-//! `strongroom key`: through the running server where there is one, else on the keystore itself.
+//! `strongroom key`: the life of keys.
 
-use std::path::{Path, PathBuf};
+use std::fmt::Write as _;
+use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use strongroom_engine::DataDir;
-use strongroom_kms::Kms;
 
+use super::store::Store;
 use crate::admin::{self, Answer, Request};
-use crate::serve;
+use crate::config;
 
 /// `strongroom key …`
 #[derive(Debug, Subcommand)]
@@ -25,6 +25,20 @@ pub enum Key {
     },
     /// Show what is known of a key
     Status(Named),
+    /// Make a new version of a key, for everything written from now on
+    ///
+    /// What is stored stays under the version it was written with.
+    Rotate(Named),
+    /// Make a key unusable until it is enabled again
+    ///
+    /// When this returns, nothing under the key is served any more.
+    Disable(Named),
+    /// Make a disabled key usable again, or take a deletion back that is still to come
+    Enable(Named),
+    /// Destroy a key, and with it everything that is sealed under it
+    ///
+    /// Asks for the key's name first. There is no way back once the key is destroyed, but by a backup of the keystore.
+    Delete(Delete),
 }
 
 #[derive(Debug, Args)]
@@ -36,10 +50,15 @@ pub struct Named {
 }
 
 #[derive(Debug, Args)]
-pub struct Store {
-    /// Directory of the store
-    #[arg(long, env = "STRONGROOM_DATA_DIR")]
-    data_dir: PathBuf,
+pub struct Delete {
+    #[command(flatten)]
+    named: Named,
+    /// The key's name once more, for scripts: do not ask
+    #[arg(long, value_name = "NAME")]
+    confirm: Option<String>,
+    /// Make it unusable now and destroy it after this time (30d, 12h); `key enable` takes that back until then
+    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
+    after: Option<Duration>,
 }
 
 /// Carries the command out and prints what came of it.
@@ -48,64 +67,95 @@ pub fn run(command: Key) -> Result<(), String> {
         Key::Create(n) => (n.store, Request::KeyCreate { name: n.name }),
         Key::List { prefix, store } => (store, Request::KeyList { prefix }),
         Key::Status(n) => (n.store, Request::KeyStatus { name: n.name }),
+        Key::Rotate(n) => (n.store, Request::KeyRotate { name: n.name }),
+        Key::Disable(n) => (n.store, Request::KeyDisable { name: n.name }),
+        Key::Enable(n) => (n.store, Request::KeyEnable { name: n.name }),
+        Key::Delete(delete) => {
+            confirm(&delete)?;
+            let wait = delete.after.map(|wait| wait.as_millis());
+            let request = Request::KeyDelete {
+                name: delete.named.name,
+                after_ms: wait.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
+            };
+            (delete.named.store, request)
+        }
     };
-    let one = !matches!(request, Request::KeyList { .. });
-    let keys = match ask_or_do(&store.data_dir, request)? {
-        Answer::Keys(keys) => keys,
-        Answer::Error(reason) => return Err(reason),
+    let listed = matches!(request, Request::KeyList { .. });
+    let Answer::Keys(keys) = store.perform(request)? else {
+        return Err("the server runs another version: its answer is not understood".into());
     };
     let mut out = String::new();
-    for key in keys {
-        if one {
-            out += &format!(
-                "name: {}\nstate: {}\nversion: {}\nversions: {}\nalgorithm: {}\ncreated: {}\n",
-                key.name,
-                key.state,
-                key.version,
-                key.versions,
-                key.algorithm,
-                utc(key.created_at)
-            );
-        } else {
-            out += &format!(
-                "{:<40} {:<17} {}\n",
+    for key in &keys {
+        match listed {
+            true => writeln!(
+                out,
+                "{:<40} {:<17} {}",
                 key.name,
                 key.state,
                 utc(key.created_at)
-            );
+            ),
+            false => write!(out, "{}", block(key)),
         }
+        .expect("a String takes everything");
     }
     super::print(&out)
 }
 
-fn ask_or_do(data_dir: &Path, request: Request) -> Result<Answer, String> {
-    if !Kms::exists(data_dir) {
-        return Err(format!(
-            "there is no store in {} (--data-dir names another directory)",
-            data_dir.display()
-        ));
+/// One `name: value` a line.
+fn block(key: &admin::Key) -> String {
+    let mut out = format!(
+        "name: {}\nstate: {}\nversion: {}\nversions: {}\nalgorithm: {}\ncreated: {}\n",
+        key.name,
+        key.state,
+        key.version,
+        key.versions,
+        key.algorithm,
+        utc(key.created_at)
+    );
+    if let Some(at) = key.deletion_at {
+        out += &format!("destroyed-at: {}\n", utc(at));
     }
-    let asked = admin::ask(data_dir, &request);
-    if let Some(answer) = asked.map_err(|e| format!("the server on {}: {e}", data_dir.display()))? {
-        return Ok(answer);
-    }
-    match DataDir::lock(data_dir) {
-        Ok(_lock) => {
-            let kms = serve::open_keystore(data_dir, false)
-                .map_err(|e| e.to_string())?
-                .0;
-            Ok(admin::perform(&kms, request))
+    out
+}
+
+/// Makes sure that whoever deletes a key means this one.
+fn confirm(delete: &Delete) -> Result<(), String> {
+    let name = &delete.named.name;
+    let typed = match &delete.confirm {
+        Some(typed) => typed.clone(),
+        // It can be taken back.
+        None if delete.after.is_some() => return Ok(()),
+        None if !std::io::stdin().is_terminal() => {
+            return Err(format!(
+                "nothing is deleted: without a terminal to ask, --confirm {name} has to say it once more"
+            ));
         }
-        // A server that is just starting holds the lock before it has its socket.
-        Err(in_use) => admin::ask_patiently(data_dir, &request, Duration::from_secs(5))
-            .ok()
-            .flatten()
-            .ok_or_else(|| in_use.to_string()),
+        None => {
+            let status = Request::KeyStatus { name: name.clone() };
+            if let Answer::Keys(keys) = delete.named.store.perform(status)? {
+                super::print(&keys.iter().map(block).collect::<String>())?;
+            }
+            super::print(
+                "Everything sealed under this key will be unreadable for ever.\nType the key's name to destroy it: ",
+            )?;
+            let mut line = String::new();
+            let read = std::io::stdin().lock().read_line(&mut line);
+            read.map_err(|e| format!("nothing is deleted: {e}"))?;
+            line.trim().to_owned()
+        }
+    };
+    match typed == *name {
+        true => Ok(()),
+        false => Err(format!("nothing is deleted: {typed:?} is not {name:?}")),
     }
 }
 
 fn utc(unix_ms: u64) -> String {
-    let time = s3s::dto::Timestamp::from(std::time::UNIX_EPOCH + Duration::from_millis(unix_ms));
+    // A waiting period may be longer than time is.
+    let Some(time) = std::time::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms)) else {
+        return "never".to_owned();
+    };
+    let time = s3s::dto::Timestamp::from(time);
     let mut out = Vec::new();
     match time.format(s3s::dto::TimestampFormat::DateTime, &mut out) {
         Ok(()) => String::from_utf8_lossy(&out).into_owned(),

@@ -1,6 +1,9 @@
 //! The command line: one subcommand a file.
 
+mod identity;
 mod key;
+mod kms;
+mod store;
 
 use std::process::ExitCode;
 
@@ -20,9 +23,12 @@ struct Cli {
 enum Command {
     /// Serve the store in DATA_DIR over S3
     Serve(Box<config::Serve>),
-    /// Make, list and inspect the keys of a store
+    /// Make, list, rotate, disable and destroy the keys of a store
     #[command(subcommand)]
     Key(key::Key),
+    /// Seal, unseal, back up and restore a keystore; serve it to other stores
+    #[command(subcommand)]
+    Kms(kms::Kms),
 }
 
 /// Runs the program.
@@ -37,6 +43,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Serve(options) => serve::run(options.with_foreign_names()),
         Command::Key(command) => key::run(command),
+        Command::Kms(command) => kms::run(command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

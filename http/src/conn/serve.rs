@@ -3,10 +3,12 @@
 use std::future::{Future, poll_fn};
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_rustls::TlsAcceptor;
 use futures_rustls::rustls::ServerConfig;
+use futures_rustls::rustls::pki_types::CertificateDer;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
@@ -26,6 +28,8 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// Whether the connection is encrypted.
     pub secure: bool,
+    /// The certificates it presented, where TLS asks for any.
+    pub certificates: Arc<[CertificateDer<'static>]>,
     /// Makes the connection close gently; see [`Linger`].
     pub linger: Linger,
 }
@@ -43,7 +47,7 @@ pub struct Shard<M> {
 /// Accepts and serves until the drain begins. Connections may outlive this call: await the drain.
 pub async fn serve<M, S, B>(listener: TcpListener, shard: Shard<M>)
 where
-    M: Fn(Peer) -> S,
+    M: Fn(Peer) -> S + 'static,
     S: Service<Request<Incoming>, Response = Response<B>> + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: hyper::body::Body + 'static,
@@ -51,6 +55,7 @@ where
 {
     let listener = super::listen::adopt(listener);
     let acceptor = shard.tls.map(TlsAcceptor::from);
+    let make = Rc::new(shard.make);
     loop {
         let accepted = futures_lite::future::or(
             async {
@@ -80,13 +85,16 @@ where
         let address = stream.peer_addr().ok();
         let acceptor = acceptor.clone();
         let socket = Socket::new(stream);
-        let service = (shard.make)(Peer {
-            address,
-            secure: acceptor.is_some(),
-            linger: socket.linger(),
-        });
+        let make = Rc::clone(&make);
         glommio::spawn_local(async move {
+            let (secure, linger) = (acceptor.is_some(), socket.linger());
             if let Some(transport) = open(socket, acceptor, &guard).await {
+                let service = make(Peer {
+                    address,
+                    secure,
+                    certificates: transport.peer_certificates(),
+                    linger,
+                });
                 let done = converse(transport, service, &guard).await;
                 if let Err(error) = done {
                     debug!(?address, %error, "connection ended");
@@ -174,7 +182,6 @@ where
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
-    use std::rc::Rc;
     use std::thread::JoinHandle;
 
     /// A shard of its own thread, serving what `make` makes until it is stopped.

@@ -2,9 +2,11 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
+use futures_rustls::rustls::pki_types::CertificateDer;
 use futures_rustls::server::TlsStream;
 use hyper::rt::{self, ReadBufCursor};
 
@@ -32,6 +34,15 @@ impl Transport {
             Self::Plain(_) => false,
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
+    }
+
+    /// The certificates that the peer presented in its handshake.
+    pub fn peer_certificates(&self) -> Arc<[CertificateDer<'static>]> {
+        let presented = match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.get_ref().1.peer_certificates(),
+        };
+        presented.unwrap_or_default().into()
     }
 }
 

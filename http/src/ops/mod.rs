@@ -101,7 +101,7 @@ pub struct Store {
 
 struct Inner {
     shard: Rc<Shard>,
-    keys: Keys,
+    keys: Rc<Keys>,
     config: Config,
 }
 
@@ -123,7 +123,7 @@ impl Inner {
 
 impl Store {
     /// To be made and used on the shard's own thread.
-    pub fn new(shard: Rc<Shard>, keys: Keys, config: Config) -> Self {
+    pub fn new(shard: Rc<Shard>, keys: Rc<Keys>, config: Config) -> Self {
         Store {
             inner: SendWrapper::new(Rc::new(Inner {
                 shard,

@@ -1,6 +1,6 @@
 //! The S3 service of a shard: what happens to a request between its connection and its handler.
 //!
-//! 1. Health routes are answered, without credentials.
+//! 1. Health routes are answered, without credentials; the key calls of [`kms_api`], once their signature holds.
 //! 2. [`guard`] refuses what the S3 layer would misread.
 //! 3. The data of an upload is taken out of the request; its handler finds it as an [`Upload`] in
 //!    the extensions. Any other body is XML: once the request's signature holds, it is gathered,
@@ -14,6 +14,7 @@
 pub mod access;
 pub mod guard;
 pub mod host;
+pub mod kms_api;
 mod presign_v2;
 pub mod proxy;
 pub mod reply;
@@ -57,6 +58,7 @@ use crate::sse;
 
 use access::Access;
 pub use host::Domains;
+pub use kms_api::KmsApi;
 use proxy::Network;
 use routes::Routes;
 
@@ -87,6 +89,7 @@ struct Edge {
     region: String,
     health: Arc<Health>,
     proxies: Arc<[Network]>,
+    kms: Option<KmsApi>,
     ids: reply::Ids,
 }
 
@@ -109,8 +112,13 @@ impl Service {
     /// Puts the service together around the handlers in `store`. To be made and used on the
     /// shard's thread.
     ///
-    /// `routes` take what the S3 layer does not know.
-    pub fn new(store: impl S3 + Clone, routes: Vec<Arc<dyn S3Route>>, settings: Settings) -> Self {
+    /// `routes` take what the S3 layer does not know, `kms` the key calls.
+    pub fn new(
+        store: impl S3 + Clone,
+        routes: Vec<Arc<dyn S3Route>>,
+        settings: Settings,
+        kms: Option<KmsApi>,
+    ) -> Self {
         let mut config = S3Config::default();
         config.xml_max_body_size = limits::XML_BYTES_MAX;
         let config = Arc::new(StaticConfigProvider::new(Arc::new(config)));
@@ -139,6 +147,7 @@ impl Service {
             region: settings.region,
             health: settings.health,
             proxies: settings.proxies,
+            kms,
             ids: reply::Ids::new(),
         }))
     }
@@ -199,6 +208,7 @@ impl Edge {
         });
         let mut response = match self.health.answer(&method, uri.path()) {
             Some(response) => response,
+            None if kms_api::is_for(uri.path()) => self.administer(&parts).await,
             None => self
                 .route(parts, &mut body)
                 .await
@@ -266,6 +276,23 @@ impl Edge {
             headers.entry("x-amz-bucket-region").or_insert(region);
         }
         Ok(response)
+    }
+
+    /// Answers a key call. It has no body.
+    async fn administer(&self, parts: &Parts) -> Response<Body> {
+        let path = parts.uri.path();
+        if let Err(response) = self.admit(parts).await {
+            return kms_api::translate(response, path);
+        }
+        match &self.kms {
+            Some(kms) => kms.answer(&parts.method, path, parts.uri.query()).await,
+            None => kms_api::refusal(
+                StatusCode::NOT_IMPLEMENTED,
+                "NotImplemented",
+                "There are no keys here.",
+                path,
+            ),
+        }
     }
 
     /// Checks the signature of a request before its body is read.

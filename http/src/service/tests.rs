@@ -123,6 +123,7 @@ impl Fixture {
                     region: "us-east-1".to_owned(),
                     health,
                 },
+                None,
             );
             move |peer| {
                 let _ = &kept;

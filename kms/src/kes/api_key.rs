@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::error::Error;
+use crate::kes::certificate;
 use crate::random;
 use crate::secret::Secret32;
 use crate::time::Timestamp;
@@ -71,6 +72,25 @@ impl ApiKey {
         })
     }
 
+    /// A new random API key.
+    pub fn generate() -> Result<ApiKey, Error> {
+        let mut bytes = Zeroizing::new([0; 33]);
+        random::fill(&mut bytes[1..]);
+        let text = Zeroizing::new(STANDARD.encode(&*bytes));
+        Self::parse(&text, "a new API key")
+    }
+
+    /// The key as a line of text, wiped when dropped.
+    #[must_use]
+    pub fn to_text(&self) -> Zeroizing<String> {
+        let mut bytes = Zeroizing::new([0; 33]);
+        bytes[1..].copy_from_slice(self.seed.expose());
+        let mut text = Zeroizing::new(String::with_capacity(PREFIX.len() + 44));
+        text.push_str(PREFIX);
+        STANDARD.encode_string(&*bytes, &mut text);
+        text
+    }
+
     /// How KES names the bearer of this key: 64 hex digits.
     #[must_use]
     pub fn identity(&self) -> &str {
@@ -109,6 +129,12 @@ impl ApiKey {
     }
 }
 
+/// How KES names the bearer of a certificate, given in DER; none if it is not an X.509 certificate.
+#[must_use]
+pub fn identity_of_certificate(der: &[u8]) -> Option<String> {
+    certificate::read(der).map(|read| identity(read.spki))
+}
+
 /// The identity of a public key in `SubjectPublicKeyInfo` form.
 pub(crate) fn identity(spki: &[u8]) -> String {
     use std::fmt::Write as _;
@@ -123,7 +149,6 @@ pub(crate) fn identity(spki: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kes::certificate;
 
     const VECTORS: [(&str, &str); 3] = [
         (
@@ -158,6 +183,22 @@ mod tests {
         ] {
             assert!(ApiKey::parse(bad, "X").is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_made_key_is_the_one_its_text_says() {
+        let key = ApiKey::generate().ok().unwrap();
+        let text = key.to_text();
+        let again = ApiKey::parse(&text, "X").ok().unwrap();
+        assert_eq!(key.identity(), again.identity());
+        assert_ne!(key.identity(), ApiKey::generate().ok().unwrap().identity());
+        assert_eq!(
+            *ApiKey::parse(VECTORS[0].0, "X").ok().unwrap().to_text(),
+            VECTORS[0].0
+        );
+        let made = key.certificate(1_790_000_000_000).ok().unwrap();
+        let identity = identity_of_certificate(&made.certificate).unwrap();
+        assert_eq!(identity, key.identity());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
@@ -15,6 +15,7 @@ use crate::kes::stored::{self, StoredKey};
 use crate::keystore::Keystore;
 use crate::limits::KES_KEY_FILE_BYTES_MAX;
 use crate::name;
+use crate::root::RootKey;
 
 /// What an import did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,22 +41,43 @@ pub(crate) fn import(keystore: &Keystore, directory: &Path) -> Result<Imported, 
     Ok(Imported { imported, present })
 }
 
-/// All keys of a directory, in order of their names.
-fn read(directory: &Path) -> Result<Vec<(String, StoredKey)>, Error> {
+/// The names of all keys of a directory, in order.
+pub(crate) fn names(directory: &Path) -> Result<Vec<String>, Error> {
+    let files = files(directory)?;
+    Ok(files.into_iter().map(|(name, _)| name).collect())
+}
+
+/// The files of a directory that hold a key, in order of their names.
+fn files(directory: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
     let io = |source| Error::io("cannot read the KES keystore", directory, source);
-    let mut keys = Vec::new();
+    let mut files = Vec::new();
     for entry in fs::read_dir(directory).map_err(io)? {
         let path = entry.map_err(io)?.path();
-        let not_a_key = |problem: &str| Error::configuration(path.display().to_string(), problem);
-        if !path.is_file() {
+        let file = path.metadata().map_err(io)?;
+        // The compatible server keeps its own things in the same place. An empty file is one of them, or a key
+        // that KES was making when it was killed.
+        if !file.is_file() || file.len() == 0 || path.ends_with(RootKey::FILE_NAME) {
             continue;
         }
         let name = path
             .file_name()
             .and_then(|name| name.to_str())
-            .filter(|name| name::check(name).is_ok())
-            .ok_or_else(|| not_a_key("the file's name is not that of a key"))?
-            .to_owned();
+            .filter(|name| name::check(name).is_ok());
+        let Some(name) = name else {
+            let problem = "the file's name is not that of a key";
+            return Err(Error::configuration(path.display().to_string(), problem));
+        };
+        files.push((name.to_owned(), path));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// All keys of a directory, in order of their names.
+fn read(directory: &Path) -> Result<Vec<(String, StoredKey)>, Error> {
+    let mut keys = Vec::new();
+    for (name, path) in files(directory)? {
+        let not_a_key = |problem: &str| Error::configuration(path.display().to_string(), problem);
         let mut value = Zeroizing::new(Vec::with_capacity(KES_KEY_FILE_BYTES_MAX + 1));
         File::open(&path)
             .and_then(|file| {
@@ -69,15 +91,13 @@ fn read(directory: &Path) -> Result<Vec<(String, StoredKey)>, Error> {
         let stored = stored::parse(&value).map_err(not_a_key)?;
         keys.push((name, stored));
     }
-    keys.sort_by(|(a, _), (b, _)| a.cmp(b));
     Ok(keys)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Context, KeyState, Kms, RootKey};
-    use std::path::PathBuf;
+    use crate::{Context, KeyState, Kms};
 
     fn golden() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/kes-fs")
@@ -100,6 +120,7 @@ mod tests {
                 present: Vec::new()
             }
         );
+        assert_eq!(Kms::kes_keys(&golden()).unwrap(), both());
         let again = kms.import_kes(&golden()).unwrap();
         assert_eq!(
             again,
@@ -135,6 +156,21 @@ mod tests {
     }
 
     #[test]
+    fn the_keystore_may_lie_beside_what_it_takes_over() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in both() {
+            fs::copy(golden().join(&name), dir.path().join(&name)).unwrap();
+        }
+        let path = dir.path().join(RootKey::FILE_NAME);
+        let (root, _) = RootKey::load_or_generate(&path).ok().unwrap();
+        let kms = Kms::open_bare(dir.path(), root).ok().unwrap();
+        fs::write(dir.path().join("lock"), "").unwrap();
+        assert_eq!(kms.import_kes(dir.path()).unwrap().imported, both());
+        let listed = kms.list_keys("").unwrap();
+        assert_eq!(listed.len(), 2);
+    }
+
+    #[test]
     fn nothing_changes_when_something_is_wrong() {
         let dir = tempfile::tempdir().unwrap();
         let kms = Kms::open(dir.path(), RootKey::generate()).ok().unwrap();
@@ -144,7 +180,7 @@ mod tests {
         }
         for (name, value) in [
             ("zz", "nonsense"),
-            ("bad.name", ""),
+            ("bad.name", "x"),
             ("long", &"x".repeat(KES_KEY_FILE_BYTES_MAX + 1)),
         ] {
             let path = from.path().join(name);

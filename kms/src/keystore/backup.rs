@@ -173,7 +173,7 @@ fn id(key: &RootKey) -> [u8; ROOT_ID] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Context, Deletion, Kms, NewDataKey};
+    use crate::{Context, Deletion, Kms, NewDataKey, Outage};
     use tempfile::TempDir;
 
     struct House {
@@ -225,9 +225,13 @@ mod tests {
 
         let elsewhere = tempfile::tempdir().unwrap();
         let new_root = RootKey::generate();
-        let done = Kms::replace_by_backup(elsewhere.path(), &new_root, &house.backup, &house.root)
+        let kms = Kms::open_existing(elsewhere.path(), new_root.clone())
+            .ok()
             .unwrap();
+        let done = kms.restore(&house.backup, &house.root, &new_root).unwrap();
         assert_eq!((done.keys, done.moved_aside), (2, None));
+        assert!(made.iter().all(|one| opens(&kms, one)));
+        drop(kms);
         let kms = Kms::open_existing(elsewhere.path(), new_root).ok().unwrap();
         assert!(made.iter().all(|one| opens(&kms, one)));
         assert_eq!(kms.create_key("gone").unwrap().version, 2);
@@ -243,14 +247,18 @@ mod tests {
         let keys = house.dir.path().join("keystore/keys");
         fs::write(&keys, "damage").unwrap();
         assert!(Kms::open(house.dir.path(), house.root.clone()).is_err());
+        let kms = Kms::open_existing(house.dir.path(), house.root.clone())
+            .ok()
+            .unwrap();
         assert!(matches!(
-            Kms::replace_by_backup(house.dir.path(), &house.root, &house.backup, &house.root),
+            kms.restore(&house.backup, &house.root, &house.root),
             Err(Error::Environment(Environment::WrongRootKey))
         ));
-        let done =
-            Kms::replace_by_backup(house.dir.path(), &house.root, &house.backup, &other).unwrap();
+        let done = kms.restore(&house.backup, &other, &house.root).unwrap();
         let aside = done.moved_aside.unwrap();
         assert_eq!(fs::read(aside.join("keys")).unwrap(), b"damage");
+        assert!(opens(&kms, &made));
+        drop(kms);
         let kms = Kms::open_existing(house.dir.path(), house.root)
             .ok()
             .unwrap();
@@ -273,13 +281,15 @@ mod tests {
         let made = [seal(&kms, "newer"), seal(&kms, "rotated")];
         assert!(!opens(&kms, &of_deleted) && !opens(&kms, &of_rotated));
 
-        let done = kms.restore(&house.backup, &house.root).unwrap();
+        let done = kms
+            .restore(&house.backup, &house.root, &house.root)
+            .unwrap();
         assert_eq!(done.added, ["deleted", "rotated"]);
         assert!(opens(&kms, &of_deleted) && opens(&kms, &of_rotated));
         assert!(made.iter().all(|one| opens(&kms, one)));
         assert_eq!(seal(&kms, "rotated").version, 2);
         assert!(
-            kms.restore(&house.backup, &house.root)
+            kms.restore(&house.backup, &house.root, &house.root)
                 .unwrap()
                 .added
                 .is_empty()
@@ -297,7 +307,7 @@ mod tests {
         let (_other, stranger) = House::new();
         // Its default key has the same name and version, and other bytes.
         assert!(matches!(
-            stranger.restore(&house.backup, &house.root),
+            stranger.restore(&house.backup, &house.root, &house.root),
             Err(Error::Caller(Caller::KeyExists(_)))
         ));
         assert!(stranger.describe_key("a").is_err());
@@ -312,19 +322,35 @@ mod tests {
             let mut bad = whole.clone();
             bad[at] ^= 1;
             fs::write(&house.backup, &bad).unwrap();
-            assert!(kms.restore(&house.backup, &house.root).is_err(), "{at}");
+            assert!(
+                kms.restore(&house.backup, &house.root, &house.root)
+                    .is_err(),
+                "{at}"
+            );
         }
         fs::write(&house.backup, &whole[..whole.len() - 1]).unwrap();
-        assert!(kms.restore(&house.backup, &house.root).is_err());
+        assert!(
+            kms.restore(&house.backup, &house.root, &house.root)
+                .is_err()
+        );
     }
 
     #[test]
     fn a_missing_keystore_is_not_made_anew_where_one_has_to_be() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            Kms::open_existing(dir.path(), RootKey::generate()),
-            Err(Error::Corrupt(Place::Keystore(_)))
-        ));
+        let kms = Kms::open_existing(dir.path(), RootKey::generate())
+            .ok()
+            .unwrap();
+        assert!(matches!(kms.outage(), Some(Outage::Lost(_))) && !kms.is_sealed());
+        for error in [
+            kms.create_key("a").unwrap_err(),
+            kms.rotate_key(kms.default_key()).unwrap_err(),
+            now(kms.generate_data_key(kms.default_key(), &Context::default()))
+                .err()
+                .unwrap(),
+        ] {
+            assert!(matches!(error, Error::Outage(Outage::Lost(_))), "{error}");
+        }
         assert!(!Kms::exists(dir.path()));
     }
 }

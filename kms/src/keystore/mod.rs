@@ -34,9 +34,9 @@ use crate::{KeyInfo, KeyState as State};
 /// The keystore of one data directory.
 pub(crate) struct Keystore {
     data_dir: PathBuf,
-    /// What readers see; `None` while sealed. Taken for writing only to swap in what is on disk.
-    book: RwLock<Option<Book>>,
-    /// Held through a whole change, so changes come one after another; `None` while sealed.
+    /// What readers see, or why there is nothing to see. Taken for writing only to swap in what is on disk.
+    book: RwLock<Result<Book, Outage>>,
+    /// Held through a whole change, so changes come one after another; `None` while there is no book.
     files: Mutex<Option<Files>>,
     leases: Leases,
 }
@@ -62,26 +62,46 @@ impl Keystore {
     pub(crate) fn open(
         data_dir: &Path,
         root: &RootKey,
-        first: &str,
+        first: Option<&str>,
         now: u64,
     ) -> Result<Self, Error> {
-        let (files, book) = if !Files::exist(data_dir) {
-            let mut book = Book::default();
+        if Files::exist(data_dir) {
+            return Self::open_existing(data_dir, root);
+        }
+        let mut book = Book::default();
+        if let Some(first) = first {
             book.keys.insert(first.to_owned(), new_key(1, now, ""));
-            (Some(Files::create(data_dir, root, &book)?), Some(book))
-        } else if Files::is_sealed(data_dir)? {
+        }
+        let files = Files::create(data_dir, root, &book)?;
+        Ok(Self::of(data_dir, Some(files), Ok(book)))
+    }
+
+    /// Opens the keystore that has to be there. A sealed one stays sealed.
+    pub(crate) fn open_existing(data_dir: &Path, root: &RootKey) -> Result<Self, Error> {
+        if !Files::exist(data_dir) {
+            let place = data_dir.join(files::DIRECTORY);
+            return Err(Error::Corrupt(Place::Keystore(place)));
+        }
+        if Files::is_sealed(data_dir)? {
             Files::check_root(data_dir, root)?;
-            (None, None)
-        } else {
-            let (files, book) = Files::open(data_dir, root)?;
-            (Some(files), Some(book))
-        };
-        Ok(Self {
+            return Ok(Self::of(data_dir, None, Err(Outage::Sealed)));
+        }
+        let (files, book) = Files::open(data_dir, root)?;
+        Ok(Self::of(data_dir, Some(files), Ok(book)))
+    }
+
+    /// A keystore that could not be opened: whatever needs a key says so, until a backup is restored.
+    pub(crate) fn lost(data_dir: &Path, place: Place) -> Self {
+        Self::of(data_dir, None, Err(Outage::Lost(Box::new(place))))
+    }
+
+    fn of(data_dir: &Path, files: Option<Files>, book: Result<Book, Outage>) -> Self {
+        Self {
             data_dir: data_dir.to_owned(),
             book: RwLock::new(book),
             files: Mutex::new(files),
             leases: Leases::default(),
-        })
+        }
     }
 
     // Reading.
@@ -317,7 +337,12 @@ impl Keystore {
     // Sealing.
 
     pub(crate) fn is_sealed(&self) -> bool {
-        self.reading().is_none()
+        self.outage() == Some(Outage::Sealed)
+    }
+
+    /// Why no key can be had, if none can.
+    pub(crate) fn outage(&self) -> Option<Outage> {
+        self.reading().as_ref().err().cloned()
     }
 
     /// Drops every key from memory, and makes that last over a restart. What else has to forget keys does
@@ -327,7 +352,7 @@ impl Keystore {
     /// the next start, and the error says so.
     pub(crate) fn seal(&self, also: impl FnOnce() -> Lost) -> Result<(), Error> {
         let mut files = self.changing();
-        *self.book.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.book.write().unwrap_or_else(PoisonError::into_inner) = Err(Outage::Sealed);
         *files = None;
         let lost = self.leases.set(|_, _| Standing::Sealed);
         let lost_elsewhere = also();
@@ -364,8 +389,22 @@ impl Keystore {
         Ok(alive.count())
     }
 
-    /// Adds what a backup holds.
-    pub(crate) fn restore(&self, path: &Path, key: &RootKey) -> Result<backup::Restored, Error> {
+    /// Adds what a backup holds. A keystore that is lost is made anew from it, under `root`.
+    pub(crate) fn restore(
+        &self,
+        path: &Path,
+        key: &RootKey,
+        root: &RootKey,
+        now: u64,
+    ) -> Result<backup::Restored, Error> {
+        if let Some(Outage::Lost(_)) = self.outage() {
+            let mut files = self.changing();
+            let restored = backup::replace(&self.data_dir, root, path, key, now)?;
+            let (opened, book) = Files::open(&self.data_dir, root)?;
+            *files = Some(opened);
+            self.swap_in(book);
+            return Ok(restored);
+        }
         let (made_at, from) = backup::read(path, key)?;
         let keys = from
             .keys
@@ -387,7 +426,10 @@ impl Keystore {
     // The one way to read, and the one way to change.
 
     fn read<T>(&self, with: impl FnOnce(&Book) -> Result<T, Error>) -> Result<T, Error> {
-        with(self.reading().as_ref().ok_or(Outage::Sealed)?)
+        match &*self.reading() {
+            Ok(book) => with(book),
+            Err(outage) => Err(outage.clone().into()),
+        }
     }
 
     fn change<T>(
@@ -395,8 +437,8 @@ impl Keystore {
         make: impl FnOnce(&mut Book) -> Result<(T, Change), Error>,
     ) -> Result<T, Error> {
         let mut files = self.changing();
-        let files = files.as_mut().ok_or(Outage::Sealed)?;
         let mut book = self.read(|book| Ok(book.clone()))?;
+        let files = files.as_mut().ok_or(Outage::Sealed)?;
         let (outcome, change) = make(&mut book)?;
         match change {
             Change::Nothing => return Ok(outcome),
@@ -432,7 +474,6 @@ impl Keystore {
 
     fn swap_in(&self, book: Book) {
         let mut held = self.book.write().unwrap_or_else(PoisonError::into_inner);
-        let book = held.insert(book);
         let standings: Vec<_> = book
             .keys
             .iter()
@@ -444,6 +485,7 @@ impl Keystore {
                 )
             })
             .collect();
+        *held = Ok(book);
         drop(held);
         self.leases.follow(|name, version| {
             let found = standings.binary_search_by(|(held, ..)| held.as_str().cmp(name));
@@ -461,7 +503,7 @@ impl Keystore {
 
     // A panic while a lock is held cannot leave a book half changed: books are swapped whole.
 
-    fn reading(&self) -> RwLockReadGuard<'_, Option<Book>> {
+    fn reading(&self) -> RwLockReadGuard<'_, Result<Book, Outage>> {
         self.book.read().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -35,7 +35,7 @@ pub struct KesConfig {
 }
 
 /// Where the server's certificate is, and how to look at those of clients.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct KesTls {
     pub certificate: PathBuf,
     pub key: PathBuf,
@@ -249,6 +249,12 @@ impl KesConfig {
             policies,
             routes,
         })
+    }
+
+    /// The identity that may call everything.
+    #[must_use]
+    pub fn admin(&self) -> &str {
+        self.admin.as_str()
     }
 
     /// Whether some route is open to clients that show no certificate.

@@ -112,14 +112,14 @@ type Answer = Result<ServerResponse, Refusal>;
 
 impl Call<'_> {
     fn ready(&self) -> Answer {
-        if self.server.kms.is_sealed() {
+        if self.server.kms.outage().is_some() {
             return refuse(504, "key store is not reachable");
         }
         Ok(empty())
     }
 
     fn status(&self) -> ServerResponse {
-        let sealed = self.server.kms.is_sealed();
+        let away = self.server.kms.outage().is_some();
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let memory = super::metrics::memory();
         json_answer(&proto::StatusResponse {
@@ -132,8 +132,8 @@ impl Call<'_> {
             mem_heap_used: memory.heap,
             mem_stack_used: memory.stack,
             // The keystore is in memory.
-            keystore_latency: (!sealed).then_some(1),
-            keystore_unreachable: sealed,
+            keystore_latency: (!away).then_some(1),
+            keystore_unreachable: away,
         })
     }
 

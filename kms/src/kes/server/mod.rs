@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 pub use config::{KesCacheExpiry, KesConfig, KesTls};
 
 use crate::Kms;
-use crate::error::{Caller, Error, Outage};
+use crate::error::{Caller, Error};
 use crate::kes::api_key::identity;
 use crate::kes::certificate;
 use crate::kes::proto::{self, BODY_BYTES_MAX};
@@ -342,9 +342,9 @@ impl KesServer {
                 .create(name, now_ms(), loaded.config.admin.as_str())
             {
                 Ok(_) | Err(Error::Caller(Caller::KeyExists(_))) => {}
-                // A sealed server starts, and says so to whoever asks.
-                Err(Error::Outage(Outage::Sealed)) => {
-                    tracing::warn!(key = name, "not looked for: the key service is sealed");
+                // A server without its keys starts, and says so to whoever asks.
+                Err(Error::Outage(outage)) => {
+                    tracing::warn!(key = name, "not looked for: {outage}");
                 }
                 Err(error) => return Err(error),
             }
@@ -367,7 +367,9 @@ impl KesServer {
 
     fn audit(&self, path: &str, identity: &str, peer: IpAddr, code: u16, took: Duration) {
         self.metrics.audit_events.add();
-        tracing::info!(target: "strongroom_kms::audit", %path, %identity, %peer, code);
+        if self.loaded().config.log_audit {
+            tracing::info!(target: "strongroom_kms::audit", %path, %identity, %peer, code);
+        }
         let event = serde_json::json!({
             "time": Timestamp::from_millis(now_ms()).to_string(),
             "request": { "ip": peer.to_string(), "path": path, "identity": identity },
@@ -379,7 +381,9 @@ impl KesServer {
     /// Notes a failure that is the server's own.
     fn report(&self, error: &Error) {
         self.metrics.error_events.add();
-        tracing::error!(target: "strongroom_kms::server", "{error}");
+        if self.loaded().config.log_error {
+            tracing::error!(target: "strongroom_kms::server", "{error}");
+        }
         self.publish(
             Log::Error,
             &serde_json::json!({ "message": error.to_string() }),

@@ -1,0 +1,107 @@
+//! How commands reach a store: through its running server where there is one, else by opening its keystore themselves.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use strongroom_engine::DataDir;
+use strongroom_kms::{Kms, RootKey};
+
+use crate::admin::{self, Admin, Answer, Request};
+use crate::root_key;
+
+/// Which store.
+#[derive(Debug, Args)]
+pub struct Store {
+    /// Directory of the store, or of the key server's keystore
+    #[arg(long, env = "STRONGROOM_DATA_DIR")]
+    pub data_dir: PathBuf,
+}
+
+/// A server that is starting holds the lock before it has its socket.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// Carries a request out, wherever it has to be.
+    pub fn perform(&self, request: Request) -> Result<Answer, String> {
+        let dir = &self.data_dir;
+        if !Kms::exists(dir) && !dir.join("superblock").exists() {
+            return Err(format!(
+                "there is no store in {} (--data-dir names another directory)",
+                dir.display()
+            ));
+        }
+        self.perform_or(request, offline)
+    }
+
+    /// As [`Store::perform`], where there may be no store yet; `offline` does it when no server runs.
+    pub fn perform_or(
+        &self,
+        request: Request,
+        offline: impl FnOnce(&Path, Request) -> Result<Answer, String>,
+    ) -> Result<Answer, String> {
+        let dir = &self.data_dir;
+        let unreachable = |e| format!("the server on {}: {e}", dir.display());
+        let asked = match dir.exists() {
+            true => admin::ask(dir, &request).map_err(unreachable)?,
+            false => None,
+        };
+        let answer = match asked {
+            Some(answer) => answer,
+            None => match DataDir::lock(dir) {
+                Ok(_lock) => offline(dir, request)?,
+                Err(in_use) => admin::ask_patiently(dir, &request, START_PATIENCE)
+                    .ok()
+                    .flatten()
+                    .ok_or_else(|| in_use.to_string())?,
+            },
+        };
+        match answer {
+            Answer::Error(reason) => Err(reason),
+            answer => Ok(answer),
+        }
+    }
+}
+
+fn offline(dir: &Path, request: Request) -> Result<Answer, String> {
+    if request == Request::KmsSeal {
+        // Needs no key, so that nobody has to have one at hand to seal.
+        return Ok(match Kms::seal_at_rest(dir) {
+            Ok(()) => Answer::Done(admin::sealed()),
+            Err(e) => Answer::Error(e.to_string()),
+        });
+    }
+    let root = match request.root() {
+        Some(sent) => sent.key()?,
+        None => root_key::require(dir)?,
+    };
+    let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
+    Ok(perform_on(dir, kms, request))
+}
+
+/// Carries a request out on a keystore that this process has open.
+pub fn perform_on(dir: &Path, kms: Kms, request: Request) -> Answer {
+    let admin = Admin {
+        data_dir: dir.to_owned(),
+        kms: Arc::new(kms),
+    };
+    admin.perform(request)
+}
+
+/// As [`Store::perform_or`]'s `offline`, on a keystore that is made if there is none, without any key.
+pub fn offline_making(dir: &Path, request: Request) -> Result<Answer, String> {
+    let (root, _) = root_key::find_or_make(dir)?;
+    let kms = Kms::open_bare(dir, root).map_err(|e| e.to_string())?;
+    Ok(perform_on(dir, kms, request))
+}
+
+/// A path as the server has to be told it, which runs in another directory.
+pub fn absolute(path: &Path) -> Result<PathBuf, String> {
+    std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// The root key that this command's surroundings name, for sending it along; none where the server is to use its own.
+pub fn root_to_send() -> Result<Option<RootKey>, String> {
+    root_key::of_surroundings()
+}

@@ -1,0 +1,76 @@
+//! Where the root key is found: a variable, or a file.
+//!
+//! `STRONGROOM_KMS_ROOT_KEY` holds it, or `STRONGROOM_KMS_ROOT_KEY_FILE` names a file; without either it is
+//! `DATA_DIR/root.key`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use strongroom_kms::{Environment, Error, Generated, RootKey};
+use zeroize::Zeroizing;
+
+use crate::config;
+
+pub const VARIABLE: &str = "STRONGROOM_KMS_ROOT_KEY";
+pub const FILE_VARIABLE: &str = "STRONGROOM_KMS_ROOT_KEY_FILE";
+
+/// The file that holds the root key of the store in `dir`, unless a variable does.
+pub fn path(dir: &Path) -> PathBuf {
+    match config::non_empty(FILE_VARIABLE) {
+        Some(path) => path.into(),
+        None => dir.join(RootKey::FILE_NAME),
+    }
+}
+
+/// The root key; none where there is nothing to read it from.
+pub fn find(dir: &Path) -> Result<Option<RootKey>, String> {
+    if let Some(key) = from_variable()? {
+        return Ok(Some(key));
+    }
+    match RootKey::load(&path(dir)) {
+        Ok(key) => Ok(Some(key)),
+        Err(e) if is_missing(&e) => Ok(None),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// The root key, which has to be there.
+pub fn require(dir: &Path) -> Result<RootKey, String> {
+    find(dir)?.ok_or_else(|| missing(dir))
+}
+
+/// What to say where there is no root key.
+pub fn missing(dir: &Path) -> String {
+    format!(
+        "there is no root key in {} (it opens the keystore; {VARIABLE} or {FILE_VARIABLE} name another one)",
+        path(dir).display()
+    )
+}
+
+/// The root key, made if there is none.
+pub fn find_or_make(dir: &Path) -> Result<(RootKey, Generated), String> {
+    if let Some(key) = from_variable()? {
+        return Ok((key, Generated::No));
+    }
+    RootKey::load_or_generate(&path(dir)).map_err(|e| e.to_string())
+}
+
+/// The root key that the surroundings of this process name, wherever the store is.
+pub fn of_surroundings() -> Result<Option<RootKey>, String> {
+    if let Some(key) = from_variable()? {
+        return Ok(Some(key));
+    }
+    let file = config::non_empty(FILE_VARIABLE);
+    file.map(|path| RootKey::load(Path::new(&path)).map_err(|e| e.to_string()))
+        .transpose()
+}
+
+fn from_variable() -> Result<Option<RootKey>, String> {
+    let text = config::non_empty(VARIABLE).map(Zeroizing::new);
+    text.map(|text| RootKey::from_base64(&text).map_err(|e| format!("{VARIABLE}: {e}")))
+        .transpose()
+}
+
+fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::Environment(Environment::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound)
+}
