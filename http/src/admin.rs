@@ -11,9 +11,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use strongroom_kms::{
@@ -24,6 +24,10 @@ use zeroize::Zeroizing;
 use crate::{limits, root_key};
 
 const SOCKET: &str = "admin.sock";
+
+/// What a process says that has no root key yet.
+pub const LOCKED: &str =
+    "the root key is not on this machine: the server waits for `strongroom kms unseal` to bring it";
 
 /// What a command asks of a store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,9 +138,9 @@ pub struct Key {
 }
 
 /// What is told of the key service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// `unsealed`, `sealed` or `lost`.
+    /// `unsealed`, `sealed`, `lost`, or `locked` while the root key is missing.
     pub state: String,
     /// What is wrong, if something is.
     pub reason: Option<String>,
@@ -170,14 +174,112 @@ impl From<KeyInfo> for Key {
 
 /// What commands act on, in whichever process holds the data directory.
 pub struct Admin {
-    pub data_dir: PathBuf,
-    pub kms: Arc<Kms>,
+    data_dir: PathBuf,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// How far the process is.
+enum State {
+    Starting,
+    /// The root key is nowhere to be found: somebody has to bring it.
+    Locked,
+    Brought(RootKey),
+    Open(Arc<Kms>),
 }
 
 impl Admin {
+    /// What commands act on, once it is open.
+    pub fn new(data_dir: &Path) -> Admin {
+        Admin {
+            data_dir: data_dir.to_owned(),
+            state: Mutex::new(State::Starting),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// From now on commands are carried out on this keystore.
+    pub fn open(&self, kms: Arc<Kms>) {
+        *self.state() = State::Open(kms);
+        self.changed.notify_all();
+    }
+
+    /// Waits until somebody brings the root key.
+    pub fn wait_for_root_key(&self) -> RootKey {
+        let mut state = self.state();
+        *state = State::Locked;
+        loop {
+            state = match std::mem::replace(&mut *state, State::Starting) {
+                State::Brought(root) => return root,
+                other => {
+                    *state = other;
+                    let woken = self.changed.wait(state);
+                    woken.unwrap_or_else(PoisonError::into_inner)
+                }
+            };
+        }
+    }
+
     /// Does what was asked.
     pub fn perform(&self, request: Request) -> Answer {
-        let kms = &self.kms;
+        match self.keystore(&request) {
+            Ok(kms) => self.perform_on(&kms, request),
+            Err(answer) => answer,
+        }
+    }
+
+    /// The keystore, once it is open; or what to answer instead. Takes a root key that a locked process waits for.
+    fn keystore(&self, request: &Request) -> Result<Arc<Kms>, Answer> {
+        let end = Instant::now() + limits::ADMIN_START_PATIENCE;
+        let mut state = self.state();
+        loop {
+            match &*state {
+                State::Open(kms) => return Ok(Arc::clone(kms)),
+                State::Locked => {
+                    let root = self.brought(request)?;
+                    *state = State::Brought(root);
+                    self.changed.notify_all();
+                }
+                State::Starting | State::Brought(_) => {}
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Answer::Error(
+                    "the server is still starting: try again".into(),
+                ));
+            }
+            let woken = self.changed.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The root key that a command brings to a locked process.
+    fn brought(&self, request: &Request) -> Result<RootKey, Answer> {
+        let root = match request {
+            Request::KmsUnseal { root: Some(sent) } => sent.key(),
+            Request::KmsUnseal { root: None } => root_key::require(&self.data_dir),
+            Request::KmsStatus => {
+                return Err(Answer::Status(Status {
+                    state: "locked".into(),
+                    reason: Some(LOCKED.into()),
+                    ..Status::default()
+                }));
+            }
+            _ => Err(LOCKED.into()),
+        };
+        let root = root.map_err(Answer::Error)?;
+        match Kms::check_root(&self.data_dir, &root) {
+            // Whether it is the right one shows at the store's own key, where the keystore is lost.
+            Ok(()) | Err(Error::Corrupt(_)) => Ok(root),
+            Err(e) => Err(Answer::Error(e.to_string())),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn perform_on(&self, kms: &Kms, request: Request) -> Answer {
         match request {
             Request::KeyCreate { name } => one(kms.create_key(&name)),
             Request::KeyList { prefix } => keys(kms.list_keys(&prefix)),
@@ -191,7 +293,7 @@ impl Admin {
                 });
                 one(kms.delete_key(&name, when))
             }
-            Request::KmsStatus => Answer::Status(self.status()),
+            Request::KmsStatus => Answer::Status(status(kms)),
             Request::KmsSeal => done(kms.seal().map(|()| sealed())),
             Request::KmsUnseal { root } => self.with_root(root.as_ref(), |root| {
                 done(kms.unseal(root).map(|()| "unsealed".into()))
@@ -209,24 +311,6 @@ impl Admin {
                 })
             }
             Request::KmsImportKes { directory } => done(kms.import_kes(&directory).map(imported)),
-        }
-    }
-
-    fn status(&self) -> Status {
-        let (state, reason) = match self.kms.outage() {
-            None => ("unsealed", None),
-            Some(Outage::Sealed) => ("sealed", None),
-            Some(outage) => ("lost", Some(outage.to_string())),
-        };
-        let stats = self.kms.stats();
-        Status {
-            state: state.into(),
-            reason,
-            keys: self.kms.list_keys("").ok().map(|keys| keys.len()),
-            default_key: self.kms.default_key().into(),
-            calls: stats.calls,
-            outages: stats.outages,
-            cache_hits: stats.hits,
         }
     }
 
@@ -253,6 +337,24 @@ impl Admin {
             Ok(key) => with(key.as_ref().unwrap_or(root), root),
             Err(reason) => Answer::Error(reason),
         })
+    }
+}
+
+fn status(kms: &Kms) -> Status {
+    let (state, reason) = match kms.outage() {
+        None => ("unsealed", None),
+        Some(Outage::Sealed) => ("sealed", None),
+        Some(outage) => ("lost", Some(outage.to_string())),
+    };
+    let stats = kms.stats();
+    Status {
+        state: state.into(),
+        reason,
+        keys: kms.list_keys("").ok().map(|keys| keys.len()),
+        default_key: kms.default_key().into(),
+        calls: stats.calls,
+        outages: stats.outages,
+        cache_hits: stats.hits,
     }
 }
 
@@ -310,9 +412,8 @@ fn done(done: Result<String, Error>) -> Answer {
 }
 
 /// Serves the socket on threads of its own, for as long as the process lives.
-pub fn serve(admin: Admin) -> io::Result<()> {
+pub fn serve(admin: Arc<Admin>) -> io::Result<()> {
     let listener = bind(&admin.data_dir)?;
-    let admin = Arc::new(admin);
     let open = Arc::new(AtomicUsize::new(0));
     std::thread::Builder::new()
         .name("admin".into())
@@ -376,7 +477,7 @@ pub fn ask_patiently(
     request: &Request,
     patience: Duration,
 ) -> io::Result<Option<Answer>> {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         match ask(data_dir, request)? {
             None if begun.elapsed() < patience => std::thread::sleep(Duration::from_millis(50)),
@@ -490,11 +591,9 @@ mod tests {
         assert_eq!(ask(&long, &list).unwrap(), None);
         let root = RootKey::generate();
         let kms = Arc::new(Kms::open(&long, root.clone()).unwrap());
-        serve(Admin {
-            data_dir: long.clone(),
-            kms: Arc::clone(&kms),
-        })
-        .unwrap();
+        let admin = Arc::new(Admin::new(&long));
+        serve(Arc::clone(&admin)).unwrap();
+        admin.open(Arc::clone(&kms));
         assert!(
             matches!(ask(&long, &created("payroll")).unwrap(), Some(Answer::Keys(keys)) if keys[0].name == "payroll")
         );
@@ -532,12 +631,57 @@ mod tests {
     fn one_who_says_nothing_keeps_nobody_waiting() {
         let dir = tempfile::tempdir().unwrap();
         let kms = Arc::new(Kms::open(dir.path(), RootKey::generate()).unwrap());
-        let data_dir = dir.path().to_owned();
-        serve(Admin { data_dir, kms }).unwrap();
+        let admin = Arc::new(Admin::new(dir.path()));
+        admin.open(kms);
+        serve(admin).unwrap();
         let _silent = with_short_path(dir.path(), |path| UnixStream::connect(path)).unwrap();
         let begun = std::time::Instant::now();
         assert!(ask(dir.path(), &created("a")).unwrap().is_some());
         assert!(begun.elapsed() < limits::ADMIN_TIMEOUT);
+    }
+
+    #[test]
+    fn a_locked_process_waits_for_its_root_key_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RootKey::generate();
+        drop(Kms::open(dir.path(), root.clone()).unwrap());
+        let admin = Arc::new(Admin::new(dir.path()));
+        serve(Arc::clone(&admin)).unwrap();
+        let starting = std::thread::spawn({
+            let (admin, dir) = (Arc::clone(&admin), dir.path().to_owned());
+            move || {
+                let root = admin.wait_for_root_key();
+                admin.open(Arc::new(Kms::open_existing(&dir, root).unwrap()));
+            }
+        });
+        while !matches!(*admin.state(), State::Locked) {
+            std::thread::yield_now();
+        }
+        match ask(dir.path(), &Request::KmsStatus).unwrap() {
+            Some(Answer::Status(status)) => assert_eq!(status.state, "locked"),
+            other => panic!("{other:?}"),
+        }
+        let wrong = Some(SentKey::from(&RootKey::generate()));
+        for request in [
+            created("a"),
+            Request::KmsSeal,
+            Request::KmsUnseal { root: None },
+            Request::KmsUnseal { root: wrong },
+        ] {
+            let answer = ask(dir.path(), &request).unwrap();
+            assert!(
+                matches!(answer, Some(Answer::Error(_))),
+                "{request:?} {answer:?}"
+            );
+        }
+        let root = Some(SentKey::from(&root));
+        let answer = ask(dir.path(), &Request::KmsUnseal { root }).unwrap();
+        assert!(matches!(answer, Some(Answer::Done(_))), "{answer:?}");
+        starting.join().unwrap();
+        assert!(matches!(
+            ask(dir.path(), &created("a")).unwrap(),
+            Some(Answer::Keys(_))
+        ));
     }
 
     #[test]

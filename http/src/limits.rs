@@ -103,6 +103,10 @@ pub const LOG_POLL: Duration = Duration::from_millis(250);
 pub const KEY_SERVER_DRAIN: Duration = Duration::from_secs(1);
 /// The key server's certificate files are looked at so often.
 pub const KEY_SERVER_CERTIFICATE_POLL: Duration = Duration::from_secs(60);
+/// A passphrase or a share, as a line.
+pub const SECRET_LINE_BYTES_MAX: usize = 4 * 1024;
+/// A command waits so long for a server that is starting.
+pub const ADMIN_START_PATIENCE: Duration = Duration::from_secs(120);
 /// A certificate or an API key on standard input.
 pub const IDENTITY_BYTES_MAX: usize = 64 * 1024;
 /// Multipart uploads that nobody completes are looked for so often.

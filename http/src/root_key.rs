@@ -1,7 +1,8 @@
 //! Where the root key is found: a variable, or a file.
 //!
 //! `STRONGROOM_KMS_ROOT_KEY` holds it, or `STRONGROOM_KMS_ROOT_KEY_FILE` names a file; without either it is
-//! `DATA_DIR/root.key`.
+//! `DATA_DIR/root.key`. Where a passphrase or shares were set up it need not be anywhere: then the server waits for
+//! somebody to bring it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,21 @@ pub fn path(dir: &Path) -> PathBuf {
         Some(path) => path.into(),
         None => dir.join(RootKey::FILE_NAME),
     }
+}
+
+/// The file that holds the root key under a passphrase, where one was set up.
+pub fn passphrase_path(dir: &Path) -> PathBuf {
+    dir.join("root.key.passphrase")
+}
+
+/// The file that tells that the root key was split into shares. It holds none.
+pub fn shares_path(dir: &Path) -> PathBuf {
+    dir.join("root.key.shares")
+}
+
+/// Whether people can bring the root key, so that waiting for it is no mistake.
+pub fn can_be_brought(dir: &Path) -> bool {
+    passphrase_path(dir).exists() || shares_path(dir).exists()
 }
 
 /// The root key; none where there is nothing to read it from.

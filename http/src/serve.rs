@@ -20,7 +20,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
-use strongroom_kms::{Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage};
+use strongroom_kms::{
+    Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey,
+};
 
 use crate::admin::Admin;
 use crate::config::{CredentialsFrom, RootCredentials, Serve};
@@ -45,15 +47,13 @@ pub fn run(options: Serve) -> Result<(), String> {
     })?;
     let address = listeners[0].local_addr().map_err(|e| e.to_string())?;
     let root = RootCredentials::load_or_make(dir.path())?;
-    let (kms, store_key) = open_store_key(&dir)?;
+    let admin = Arc::new(Admin::new(dir.path()));
+    admin::serve(Arc::clone(&admin))
+        .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
+    let (kms, store_key) = open_store_key(&dir, &admin)?;
     let engine = open_engine(&dir, &store_key, shards.len())?;
     let certificates = open_certificates(&options, dir.path())?;
-    let admin = Admin {
-        data_dir: dir.path().to_owned(),
-        kms: Arc::clone(&kms),
-    };
-    admin::serve(admin)
-        .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
+    admin.open(Arc::clone(&kms));
     watch_deletions(Arc::clone(&kms));
 
     let tls = certificates
@@ -159,13 +159,13 @@ pub(crate) fn shard_cores(wanted: Option<u16>) -> Vec<usize> {
 }
 
 /// Opens the keystore of a data directory this process holds. On a first start it and the root key may be made.
-fn open_keystore(dir: &Path, first_start: bool) -> Result<(Kms, Generated), String> {
+fn open_keystore(dir: &Path, first_start: bool, admin: &Admin) -> Result<(Kms, Generated), String> {
     if first_start {
         let (root, generated) = root_key::find_or_make(dir)?;
         let kms = Kms::open(dir, root).map_err(|e| e.to_string())?;
         return Ok((kms, generated));
     }
-    let root = root_key::require(dir)?;
+    let root = root_key_or_wait(dir, admin)?;
     // A keystore that is gone must not be replaced by an empty one.
     let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
     if let Some(outage @ Outage::Lost(_)) = kms.outage() {
@@ -184,6 +184,18 @@ pub(crate) fn warn_of_new_root_key(dir: &Path) {
          STRONGROOM_KMS_ROOT_KEY or STRONGROOM_KMS_ROOT_KEY_FILE keep it off this disk.",
         root_key::path(dir).display()
     );
+}
+
+/// The root key of a keystore that is there; where it is kept by people, they are waited for.
+pub(crate) fn root_key_or_wait(dir: &Path, admin: &Admin) -> Result<RootKey, String> {
+    match root_key::find(dir)? {
+        Some(root) => Ok(root),
+        None if root_key::can_be_brought(dir) => {
+            tracing::warn!("{}", admin::LOCKED);
+            Ok(admin.wait_for_root_key())
+        }
+        None => Err(root_key::missing(dir)),
+    }
 }
 
 /// Destroys keys whose waiting period is over: now, and for as long as the process lives.
@@ -216,10 +228,10 @@ pub(crate) fn watch_deletions(kms: Arc<Kms>) {
 }
 
 /// The keystore and the key of the store; both are made on a first start.
-fn open_store_key(dir: &DataDir) -> Result<(Arc<Kms>, Secret), String> {
+fn open_store_key(dir: &DataDir, admin: &Admin) -> Result<(Arc<Kms>, Secret), String> {
     let superblock = dir.superblock().map_err(|e| e.to_string())?;
     let first_start = superblock.is_none();
-    let (kms, generated) = open_keystore(dir.path(), first_start)?;
+    let (kms, generated) = open_keystore(dir.path(), first_start, admin)?;
     if generated == Generated::Yes {
         warn_of_new_root_key(dir.path());
     }

@@ -80,6 +80,8 @@ pub enum Place {
     Backup(PathBuf),
     #[error("file key of the keystore {0}")]
     FileKey(PathBuf),
+    #[error("root key under a passphrase {0}")]
+    Passphrase(PathBuf),
     #[error("stored ciphertext of a data key under key {0:?}")]
     DataKey(String),
     #[error("secret wrapped under the local root key")]
@@ -93,6 +95,12 @@ pub enum Environment {
     WrongRootKey,
     #[error("a root key is base64 of 32 bytes")]
     RootKeyFormat,
+    #[error("the passphrase is not the one that the root key was stored under")]
+    WrongPassphrase,
+    #[error("a passphrase needs at least 12 characters, and better many more")]
+    ShortPassphrase,
+    #[error("shares of a root key: {0}")]
+    Share(&'static str),
     #[error("{what} {path}: {source}")]
     Io {
         what: &'static str,

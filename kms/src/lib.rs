@@ -18,11 +18,13 @@ mod keystore;
 mod lease;
 mod limits;
 mod name;
+mod passphrase;
 mod random;
 mod root;
 mod seal;
 mod secret;
 mod settings;
+mod shares;
 mod static_key;
 mod time;
 
@@ -56,6 +58,7 @@ pub use lease::{KeyHold, KeyLease};
 pub use root::{Generated, RootKey};
 pub use secret::DataKey;
 pub use settings::{Endpoint, KesCredentials, KesSettings, Remote};
+pub use shares::Share;
 pub use static_key::StaticKey;
 
 /// The key made with every new keystore: what objects are sealed under unless told otherwise.
@@ -197,6 +200,11 @@ impl Kms {
     #[must_use]
     pub fn exists(dir: &Path) -> bool {
         Files::exist(dir)
+    }
+
+    /// Whether `root` opens the keystore in the data directory. Nothing is opened.
+    pub fn check_root(dir: &Path, root: &RootKey) -> Result<(), Error> {
+        Files::check_root(dir, root)
     }
 
     /// The key for whatever names none.

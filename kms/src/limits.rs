@@ -24,6 +24,10 @@ pub(crate) const CREATED_BY_BYTES_MAX: usize = 128;
 pub(crate) const CONTEXT_BYTES_MAX: usize = 8 << 10;
 /// Bytes of a data key's ciphertext in any form; the present form has 76.
 pub(crate) const CIPHERTEXT_BYTES_MAX: usize = 1 << 20;
+/// Shares of one root key.
+pub(crate) const SHARES_MAX: u8 = 32;
+/// Bytes of a passphrase: fewer are guessed.
+pub(crate) const PASSPHRASE_BYTES_MIN: usize = 12;
 /// Bytes of a file that holds a root key in base64.
 pub(crate) const ROOT_KEY_FILE_BYTES_MAX: u64 = 4 << 10;
 

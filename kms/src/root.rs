@@ -95,6 +95,14 @@ impl RootKey {
         }
     }
 
+    pub(crate) fn from_secret(secret: Secret32) -> RootKey {
+        RootKey(secret)
+    }
+
+    pub(crate) fn secret(&self) -> &Secret32 {
+        &self.0
+    }
+
     /// The key for one purpose.
     pub(crate) fn derive(&self, purpose: &str) -> Secret32 {
         seal::derive(&self.0, purpose)

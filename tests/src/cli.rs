@@ -1,5 +1,6 @@
 //! The commands of the binary, run as an operator runs them: beside a server or without one.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -41,6 +42,21 @@ pub fn fail(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Runs a command that reads these lines from its standard input.
+pub fn answer(command: &mut Command, lines: &str) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the strongroom binary starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // It may end before it has read everything.
+    drop(stdin.write_all(lines.as_bytes()));
+    drop(stdin);
+    child.wait_with_output().expect("our own child")
+}
+
 /// The value of one of the `name: value` lines that status commands print.
 pub fn value(printed: &str, name: &str) -> String {
     printed
@@ -55,7 +71,8 @@ fn run(command: &mut Command) -> Output {
     command.output().expect("the strongroom binary starts")
 }
 
-fn said(output: &Output) -> String {
+/// All that a command said.
+pub fn said(output: &Output) -> String {
     let out = String::from_utf8_lossy(&output.stdout);
     let err = String::from_utf8_lossy(&output.stderr);
     format!("{out}{err}")

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod client;
 pub mod data;
 pub mod disk;
+pub mod go;
 pub mod key_server;
 pub mod mc;
 pub mod procfs;

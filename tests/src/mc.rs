@@ -1,12 +1,12 @@
 //! MinIO's client `mc`, built from its source through the Go module proxy on first use, into the target directory.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use crate::go;
 use crate::server::{Scheme, Server};
-use crate::{binary, python};
 
 const VERSION: &str = "v0.0.0-20250313080218-cf909e1063a9";
 /// How the commands name the server.
@@ -43,30 +43,7 @@ pub fn mc(server: &Server, args: &[&str]) -> Command {
     command
 }
 
-fn program() -> &'static PathBuf {
+fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let dir = binary::scratch().join(format!("mc-{VERSION}"));
-        let lock = File::create(binary::scratch().join("mc.lock")).expect("scratch is writable");
-        lock.lock().expect("the lock of mc");
-        let program = dir.join("mc");
-        if !program.exists() {
-            install(&dir);
-        }
-        program
-    })
-}
-
-fn install(dir: &std::path::Path) {
-    let found = Command::new("go").arg("version").output();
-    assert!(
-        found.is_ok_and(|o| o.status.success()),
-        "mc is built from source: this test needs Go 1.24 or later in the path, and access to a Go module proxy"
-    );
-    let mut go = Command::new("go");
-    go.arg("install")
-        .arg(format!("github.com/minio/mc@{VERSION}"))
-        .env("GOBIN", dir)
-        .env("CGO_ENABLED", "0");
-    python::succeed(&mut go);
+    PROGRAM.get_or_init(|| go::install("github.com/minio/mc", VERSION))
 }

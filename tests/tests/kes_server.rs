@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use strongroom_tests::binary;
 use strongroom_tests::cli::{self, fail, on, succeed, value};
 use strongroom_tests::key_server::{Caller, KeyServer};
 use strongroom_tests::scan::Needles;
 use strongroom_tests::wire::Connection;
+use strongroom_tests::{binary, go, python};
 
 /// Who asked, in the recording.
 const ADMIN: &str = "87a866f48485aae38a21574eb514ed9ea1df6453f0a86e3529bfe22096d2f10d";
@@ -230,6 +231,23 @@ fn the_keys_of_a_kes_are_taken_over() {
     );
 }
 
+/// MinIO's own KES client, as stores use it: HTTP/2, and a certificate made from an API key.
+#[test]
+fn the_client_of_stores_is_served() {
+    let mut server = KeyServer::prepare();
+    let made = succeed(&mut cli::command(&["kms", "identity", "new"]));
+    let (key, identity) = (value(&made, "api-key"), value(&made, "identity"));
+    server.configure(|config| config.replace(&server.admin.identity, &identity));
+    server.run();
+    let mut client = Command::new(go::build("kes"));
+    client
+        .arg(format!("https://{}", server.address))
+        .arg(server.file("server.crt"))
+        .arg(key);
+    let said = python::succeed(&mut client);
+    assert!(said.contains("all well"), "{said}");
+}
+
 #[test]
 fn an_api_key_is_an_identity() {
     let made = succeed(&mut cli::command(&["kms", "identity", "new"]));
@@ -333,6 +351,7 @@ fn with_tls_auth_a_client_needs_a_certificate_of_a_ca() {
     server.run();
     let by = |caller: &Caller| server.call(Some(caller), "GET", "/v1/ready", b"");
     assert!(by(&server.reader).is_err(), "nobody vouches for the reader");
+    assert_eq!(by(&server.admin).expect("trusted").status(), 200);
 }
 
 /// Sealing and keys work on the key server as on a store.

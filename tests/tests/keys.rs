@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use strongroom_tests::cli::{fail, on, succeed, value};
+use strongroom_tests::cli::{answer, fail, on, said, succeed, value};
 use strongroom_tests::client::{Request, head_bytes};
 use strongroom_tests::data::Pattern;
 use strongroom_tests::scan::Needles;
@@ -389,6 +389,130 @@ fn a_backup_under_a_key_of_its_own_opens_with_that_key_only() {
     assert!(wrong.contains("root key"), "{wrong}");
     kms(&server, &["restore", &backup, "--key-file", &key_file]);
     assert_readable(&server);
+}
+
+/// On a new machine, with nothing but the backup and its key.
+#[test]
+fn a_backup_makes_a_keystore_where_there_is_none() {
+    let server = filled(Config::http());
+    let scratch = tempfile::tempdir_in(binary::scratch()).expect("scratch is writable");
+    let path = |name: &str| {
+        scratch
+            .path()
+            .join(name)
+            .to_str()
+            .expect("UTF-8")
+            .to_owned()
+    };
+    let (backup, key_file) = (path("backup"), path("backup.key"));
+    key(&server, &["create", "payroll"]);
+    kms(&server, &["backup", &backup, "--key-file", &key_file]);
+    let elsewhere = scratch.path().join("elsewhere");
+    let restore = ["kms", "restore", &backup, "--key-file", &key_file];
+    let said = succeed(&mut on(&elsewhere, &restore));
+    assert!(said.contains("payroll"), "{said}");
+    let listed = succeed(&mut on(&elsewhere, &["key", "list"]));
+    assert!(
+        listed.contains("payroll") && listed.contains(DEFAULT),
+        "{listed}"
+    );
+}
+
+/// With the root key off the machine, people open the keystore: while the server runs, and when it starts.
+#[test]
+fn a_passphrase_or_shares_open_the_keystore() {
+    const PASSPHRASE: &str = "a passphrase nobody guesses";
+    let mut server = filled(Config::http());
+    let dir = server.data_dir().to_owned();
+    let give = |args: &[&str], lines: &str| answer(&mut on(&dir, args), lines);
+    let short = give(&["kms", "root-key", "passphrase"], "short\n");
+    assert!(
+        !short.status.success() && said(&short).contains("12"),
+        "{}",
+        said(&short)
+    );
+    let set = give(
+        &["kms", "root-key", "passphrase"],
+        &format!("{PASSPHRASE}\n"),
+    );
+    assert!(set.status.success(), "{}", said(&set));
+    let split = [
+        "kms",
+        "root-key",
+        "split",
+        "--shares",
+        "5",
+        "--threshold",
+        "3",
+    ];
+    let shares = succeed(&mut on(&dir, &split));
+    let shares: Vec<&str> = shares.lines().collect();
+    assert_eq!(shares.len(), 5);
+    let root = fs::read(dir.join("root.key")).expect("the root key");
+    fs::remove_file(dir.join("root.key")).expect("removed");
+
+    let unseal = ["kms", "unseal"];
+    let by_shares = ["kms", "unseal", "--shares"];
+    kms(&server, &["seal"]);
+    for (args, lines) in [
+        (&unseal[..], String::new()),
+        (&unseal, format!("not {PASSPHRASE}\n")),
+        (&by_shares, format!("{}\n{}\n", shares[0], shares[1])),
+        (&by_shares, format!("{}\n{}\n", shares[0], shares[0])),
+        (&by_shares, format!("{}\n", &shares[0][..60])),
+    ] {
+        let refused = give(args, &lines);
+        assert!(!refused.status.success(), "{args:?} {}", said(&refused));
+        assert_eq!(value(&kms(&server, &["status"]), "state"), "sealed");
+    }
+    let done = give(&unseal, &format!("{PASSPHRASE}\n"));
+    assert!(done.status.success(), "{}", said(&done));
+    assert_readable(&server);
+    kms(&server, &["seal"]);
+    let done = give(
+        &by_shares,
+        &format!("{}\n{}\n{}\n", shares[4], shares[0], shares[2]),
+    );
+    assert!(done.status.success(), "{}", said(&done));
+    assert_readable(&server);
+
+    // Without a server.
+    let (status, _) = server.terminate();
+    assert!(status.success(), "{status}");
+    let listed = give(&["key", "list"], &format!("{PASSPHRASE}\n"));
+    assert!(said(&listed).contains(DEFAULT), "{}", said(&listed));
+
+    // A start waits to be opened.
+    let opener = std::thread::spawn({
+        let dir = dir.clone();
+        move || {
+            eventually(|| {
+                let mut status = on(&dir, &["kms", "status"]);
+                said(&answer(&mut status, "")).contains("state: locked")
+            });
+            let other = fail(&mut on(&dir, &["key", "create", "a"]));
+            assert!(other.contains("kms unseal"), "{other}");
+            let wrong = answer(&mut on(&dir, &["kms", "unseal"]), "not the passphrase\n");
+            assert!(!wrong.status.success());
+            let done = answer(
+                &mut on(&dir, &["kms", "unseal"]),
+                &format!("{PASSPHRASE}\n"),
+            );
+            assert!(done.status.success(), "{}", said(&done));
+        }
+    });
+    server.start_again();
+    opener.join().expect("it was opened");
+    assert_readable(&server);
+
+    let mut needles = Needles::default();
+    needles.add("the passphrase", PASSPHRASE.as_bytes());
+    needles.add("the root key's text", root.trim_ascii());
+    needles.add("a share", shares[0].as_bytes());
+    needles.assert_absent(&dir);
+    let log = tempfile::tempdir_in(binary::scratch()).expect("scratch is writable");
+    fs::write(log.path().join("log"), server.log()).expect("written");
+    needles.assert_absent(log.path());
 }
 
 /// No key and no context value is in a log at any level, in an answer, or in what commands print.

@@ -7,6 +7,7 @@ use strongroom_kms::RootKey;
 
 use super::identity::{self, Identity};
 use super::store::{self, Store};
+use super::{ask, root_key};
 use crate::admin::{Answer, Request, SentKey, Status};
 use crate::kms_serve;
 
@@ -35,8 +36,15 @@ pub enum Kms {
     ///
     /// When this returns, whatever needs a key is refused. Needs no root key, and nothing set up before.
     Seal(Store),
-    /// Load the keys again
-    Unseal(Store),
+    /// Load the keys again; bring a server its root key that waits for it
+    ///
+    /// By whatever opens the keystore: the root key where STRONGROOM_KMS_ROOT_KEY, STRONGROOM_KMS_ROOT_KEY_FILE or
+    /// DATA_DIR/root.key have it, else the passphrase or shares that were set up (`kms root-key`), which are asked for,
+    /// or read from standard input line by line.
+    Unseal(Unseal),
+    /// Let a passphrase or shares open the keystore too
+    #[command(subcommand)]
+    RootKey(root_key::Command),
     /// Show whether the keystore is sealed, and what is in it
     Status(Store),
     /// Write all keys to a new file, sealed under the root key
@@ -63,6 +71,18 @@ pub enum Kms {
 }
 
 #[derive(Debug, Args)]
+pub struct Unseal {
+    /// Ask for the passphrase, also where a root key is at hand
+    #[arg(long, conflicts_with = "shares")]
+    passphrase: bool,
+    /// Ask for shares, also where a root key is at hand
+    #[arg(long)]
+    shares: bool,
+    #[command(flatten)]
+    store: Store,
+}
+
+#[derive(Debug, Args)]
 pub struct File {
     /// The backup
     file: PathBuf,
@@ -79,9 +99,15 @@ pub fn run(command: Kms) -> Result<(), String> {
         Kms::Serve { config } => return kms_serve::run(&config),
         Kms::Identity(command) => return identity::run(command),
         Kms::Seal(store) => store.perform(Request::KmsSeal)?,
-        Kms::Unseal(store) => {
-            let root = root()?;
-            store.perform(Request::KmsUnseal { root })?
+        Kms::RootKey(command) => return root_key::run(command),
+        Kms::Unseal(unseal) => {
+            let dir = &unseal.store.data_dir;
+            let root = match (unseal.passphrase, unseal.shares) {
+                (true, _) => Some(SentKey::from(&ask::by_passphrase(dir)?)),
+                (_, true) => Some(SentKey::from(&ask::by_shares()?)),
+                _ => root(dir)?,
+            };
+            unseal.store.perform(Request::KmsUnseal { root })?
         }
         Kms::Status(store) => store.perform(Request::KmsStatus)?,
         Kms::Backup(file) => {
@@ -93,7 +119,7 @@ pub fn run(command: Kms) -> Result<(), String> {
             let request = Request::KmsBackup {
                 key: key.transpose()?,
                 file: store::absolute(&file.file)?,
-                root: root()?,
+                root: root(&file.store.data_dir)?,
             };
             file.store.perform(request)?
         }
@@ -102,9 +128,9 @@ pub fn run(command: Kms) -> Result<(), String> {
             let request = Request::KmsRestore {
                 key,
                 file: store::absolute(&file.file)?,
-                root: root()?,
+                root: root(&file.store.data_dir)?,
             };
-            file.store.perform(request)?
+            file.store.perform_or(request, store::offline_restoring)?
         }
         Kms::ImportKes { directory, store } => {
             let directory = store::absolute(&directory)?;
@@ -124,9 +150,9 @@ fn load(path: &Path) -> Result<SentKey, String> {
     Ok(SentKey::from(&key))
 }
 
-/// The root key to send along, if this command's surroundings name one.
-fn root() -> Result<Option<SentKey>, String> {
-    Ok(store::root_to_send()?.as_ref().map(SentKey::from))
+/// The root key to send along, if it is not where the server finds it by itself.
+fn root(dir: &Path) -> Result<Option<SentKey>, String> {
+    Ok(ask::root_key(dir)?.as_ref().map(SentKey::from))
 }
 
 /// One `name: value` a line.

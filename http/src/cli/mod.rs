@@ -1,8 +1,10 @@
 //! The command line: one subcommand a file.
 
+mod ask;
 mod identity;
 mod key;
 mod kms;
+mod root_key;
 mod store;
 
 use std::process::ExitCode;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 use strongroom_engine::DataDir;
-use strongroom_kms::{Kms, RootKey};
+use strongroom_kms::Kms;
 
+use super::ask;
 use crate::admin::{self, Admin, Answer, Request};
 use crate::root_key;
 
@@ -74,19 +75,31 @@ fn offline(dir: &Path, request: Request) -> Result<Answer, String> {
     }
     let root = match request.root() {
         Some(sent) => sent.key()?,
-        None => root_key::require(dir)?,
+        None => match ask::root_key(dir)? {
+            Some(brought) => brought,
+            None => root_key::require(dir)?,
+        },
     };
     let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
     Ok(perform_on(dir, kms, request))
 }
 
 /// Carries a request out on a keystore that this process has open.
-pub fn perform_on(dir: &Path, kms: Kms, request: Request) -> Answer {
-    let admin = Admin {
-        data_dir: dir.to_owned(),
-        kms: Arc::new(kms),
-    };
+fn perform_on(dir: &Path, kms: Kms, request: Request) -> Answer {
+    let admin = Admin::new(dir);
+    admin.open(Arc::new(kms));
     admin.perform(request)
+}
+
+/// As [`Store::perform_or`]'s `offline`, where the keystore may be lost, and everything else with it.
+pub fn offline_restoring(dir: &Path, request: Request) -> Result<Answer, String> {
+    if Kms::exists(dir) || dir.join("superblock").exists() || request.root().is_some() {
+        return offline(dir, request);
+    }
+    // Nothing here is sealed under an earlier root key.
+    let (root, _) = root_key::find_or_make(dir)?;
+    let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
+    Ok(perform_on(dir, kms, request))
 }
 
 /// As [`Store::perform_or`]'s `offline`, on a keystore that is made if there is none, without any key.
@@ -99,9 +112,4 @@ pub fn offline_making(dir: &Path, request: Request) -> Result<Answer, String> {
 /// A path as the server has to be told it, which runs in another directory.
 pub fn absolute(path: &Path) -> Result<PathBuf, String> {
     std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()))
-}
-
-/// The root key that this command's surroundings name, for sending it along; none where the server is to use its own.
-pub fn root_to_send() -> Result<Option<RootKey>, String> {
-    root_key::of_surroundings()
 }

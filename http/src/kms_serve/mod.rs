@@ -29,7 +29,10 @@ pub fn run(file: &Path) -> Result<(), String> {
     serve::prepare_process();
     let config = read_config(file)?;
     let dir = DataDir::lock(&config.keystore).map_err(|e| e.to_string())?;
-    let kms = Arc::new(open(dir.path())?);
+    let admin = Arc::new(Admin::new(dir.path()));
+    admin::serve(Arc::clone(&admin))
+        .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
+    let kms = Arc::new(open(dir.path(), &admin)?);
     let door = Door::open(&config)?;
     let threads = serve::shard_cores(None).len();
     let address = config::parse_address(&config.address)
@@ -46,12 +49,7 @@ pub fn run(file: &Path) -> Result<(), String> {
         .into_iter()
         .map(|listener| start(listener, Arc::clone(&tls), Arc::clone(&server)))
         .collect::<Result<Vec<_>, _>>()?;
-    let admin = Admin {
-        data_dir: dir.path().to_owned(),
-        kms: Arc::clone(&kms),
-    };
-    admin::serve(admin)
-        .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
+    admin.open(Arc::clone(&kms));
     serve::watch_deletions(Arc::clone(&kms));
     watch(Arc::clone(&door));
     announce(&told, dir.path(), &kms)?;
@@ -81,7 +79,7 @@ fn read_config(file: &Path) -> Result<KesConfig, String> {
 }
 
 /// Opens the keystore, or makes one.
-fn open(dir: &Path) -> Result<Kms, String> {
+fn open(dir: &Path, admin: &Admin) -> Result<Kms, String> {
     let in_clear = Kms::kes_keys(dir).map_err(|e| e.to_string())?;
     let place = dir.display();
     if !Kms::exists(dir) {
@@ -105,7 +103,7 @@ fn open(dir: &Path) -> Result<Kms, String> {
             in_clear.len()
         );
     }
-    let root = root_key::require(dir)?;
+    let root = serve::root_key_or_wait(dir, admin)?;
     let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
     if let Some(outage) = kms.outage() {
         tracing::error!("{outage}");

@@ -76,7 +76,7 @@ impl ApiKey {
     pub fn generate() -> Result<ApiKey, Error> {
         let mut bytes = Zeroizing::new([0; 33]);
         random::fill(&mut bytes[1..]);
-        let text = Zeroizing::new(STANDARD.encode(&*bytes));
+        let text = Zeroizing::new(STANDARD.encode(bytes.as_slice()));
         Self::parse(&text, "a new API key")
     }
 
@@ -87,7 +87,7 @@ impl ApiKey {
         bytes[1..].copy_from_slice(self.seed.expose());
         let mut text = Zeroizing::new(String::with_capacity(PREFIX.len() + 44));
         text.push_str(PREFIX);
-        STANDARD.encode_string(&*bytes, &mut text);
+        STANDARD.encode_string(bytes.as_slice(), &mut text);
         text
     }
 

@@ -438,6 +438,9 @@ impl Call<'_> {
             | Error::Environment(
                 Environment::WrongRootKey
                 | Environment::RootKeyFormat
+                | Environment::WrongPassphrase
+                | Environment::ShortPassphrase
+                | Environment::Share(_)
                 | Environment::Io { .. }
                 | Environment::Configuration { .. }
                 | Environment::KeystoreBroken,
