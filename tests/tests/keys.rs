@@ -265,6 +265,85 @@ fn a_destroyed_key_leaves_no_copy_that_the_root_key_opens() {
     assert_eq!(got.body, b"data");
 }
 
+/// Puts an object under a named key, by itself or by a bucket key, or under no named key at all.
+fn put_under(server: &Server, key_id: Option<&str>, bucket_key: &str, object: &str) {
+    let named = [
+        ("x-amz-server-side-encryption", "aws:kms"),
+        (
+            "x-amz-server-side-encryption-aws-kms-key-id",
+            key_id.unwrap_or_default(),
+        ),
+        (
+            "x-amz-server-side-encryption-bucket-key-enabled",
+            bucket_key,
+        ),
+    ];
+    let request = Request {
+        method: "PUT",
+        bucket: BUCKET,
+        key: object,
+        query: "",
+        headers: if key_id.is_some() { &named } else { &[] },
+    };
+    let put = server.client().request(&request, object.as_bytes());
+    put.expect("an answer").expect(200);
+}
+
+#[test]
+fn a_key_that_goes_takes_its_own_objects_and_no_others() {
+    let mut server = Config::http().start();
+    server
+        .client()
+        .create_bucket(BUCKET)
+        .expect("an answer")
+        .expect(200);
+    let names = ["red", "blue", "green"];
+    for name in names {
+        key(&server, &["create", name]);
+    }
+    let objects = || {
+        names
+            .iter()
+            .flat_map(|name| ["true", "false"].map(|by| (*name, by, format!("{name}-{by}"))))
+    };
+    for (name, bucket_key, object) in objects() {
+        put_under(&server, Some(name), bucket_key, &object);
+    }
+    put_under(&server, None, "", "of-nobody");
+
+    key(&server, &["disable", "red"]);
+    key(&server, &["delete", "blue", "--confirm", "blue"]);
+    let check = |server: &Server| {
+        for _ in 0..CONNECTIONS {
+            let mut client = server.client();
+            for (name, _, object) in objects() {
+                let got = client.get(BUCKET, &object).expect("an answer");
+                match name {
+                    "red" => assert_eq!(got.expect(400).code(), "KMS.DisabledException"),
+                    "blue" => assert_eq!(got.expect(400).code(), "KMS.NotFoundException"),
+                    _ => assert_eq!(got.expect(200).body, object.as_bytes()),
+                }
+            }
+            let got = client
+                .get(BUCKET, "of-nobody")
+                .expect("an answer")
+                .expect(200);
+            assert_eq!(got.body, b"of-nobody");
+            assert_eq!(client.list(BUCKET).expect("a listing").len(), 7);
+        }
+    };
+    check(&server);
+    server.restart();
+    check(&server);
+    // What is unreadable can be deleted.
+    let mut client = server.client();
+    client
+        .delete(BUCKET, "blue-true")
+        .expect("an answer")
+        .expect(204);
+    assert_eq!(client.list(BUCKET).expect("a listing").len(), 6);
+}
+
 #[test]
 fn a_download_does_not_outlive_its_key() {
     const SIZE: u64 = 64 << 20;

@@ -72,6 +72,38 @@ fn bucket_encryption_is_set_shown_and_cleared() {
     let shown = run(&server, &["encrypt", "info", &bucket]);
     assert!(shown.to_string().contains("AES256"), "{shown}");
     run(&server, &["encrypt", "clear", &bucket]);
+
+    succeed(&mut mc(
+        &server,
+        &["admin", "kms", "key", "create", ALIAS, "payroll"],
+    ));
+    run(&server, &["encrypt", "set", "sse-kms", "payroll", &bucket]);
+    let shown = run(&server, &["encrypt", "info", &bucket]);
+    assert!(
+        shown.to_string().contains("aws:kms") && shown.to_string().contains("payroll"),
+        "{shown}"
+    );
+    let file = server.data_dir().with_file_name("file");
+    std::fs::write(&file, "sealed under payroll").expect("written");
+    let object = format!("{bucket}/object");
+    run(&server, &["cp", file.to_str().expect("UTF-8"), &object]);
+    assert_eq!(
+        succeed(&mut mc(&server, &["cat", &object])),
+        "sealed under payroll"
+    );
+    cli::succeed(&mut cli::on(
+        server.data_dir(),
+        &["key", "disable", "payroll"],
+    ));
+    let locked = refused(&server, &["cat", &object]);
+    assert!(locked.contains("disabled"), "{locked}");
+    cli::succeed(&mut cli::on(
+        server.data_dir(),
+        &["key", "enable", "payroll"],
+    ));
+    run(&server, &["encrypt", "clear", &bucket]);
+    let shown = refused(&server, &["encrypt", "info", &bucket]);
+    assert!(!shown.contains("payroll"), "{shown}");
 }
 
 /// The calls as clients other than `mc` make them, old ones included; and who may not.
