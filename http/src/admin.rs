@@ -78,6 +78,14 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether anything is another after it.
+    fn changes(&self) -> bool {
+        !matches!(
+            self,
+            Self::KeyList { .. } | Self::KeyStatus { .. } | Self::KmsStatus
+        )
+    }
+
     /// The root key that came with it.
     pub fn root(&self) -> Option<&SentKey> {
         match self {
@@ -511,8 +519,13 @@ fn converse(stream: &UnixStream, admin: &Admin) -> io::Result<()> {
     stream.set_read_timeout(Some(limits::ADMIN_TIMEOUT))?;
     stream.set_write_timeout(Some(limits::ADMIN_TIMEOUT))?;
     while let Some(line) = read_line(stream, limits::ADMIN_LINE_BYTES_MAX)? {
-        let answer = match serde_json::from_slice(&line) {
-            Ok(request) => admin.perform(request),
+        let answer = match serde_json::from_slice::<Request>(&line) {
+            Ok(request) => {
+                if request.changes() {
+                    tracing::info!("commanded: {request:?}");
+                }
+                admin.perform(request)
+            }
             Err(e) => Answer::Error(format!("not understood: {e}")),
         };
         write_line(stream, &answer)?;
