@@ -127,7 +127,7 @@ impl Store {
         Store {
             inner: SendWrapper::new(Rc::new(Inner {
                 shard,
-                keys: Rc::new(keys),
+                keys,
                 config,
             })),
         }

@@ -281,6 +281,12 @@ impl Edge {
     /// Answers a key call. It has no body.
     async fn administer(&self, parts: &Parts) -> Response<Body> {
         let path = parts.uri.path();
+        // Older signatures do not cover the query, which is all that a call says.
+        let signed = parts.headers.get(header::AUTHORIZATION);
+        if !signed.is_some_and(|value| value.as_bytes().starts_with(b"AWS4-HMAC-SHA256 ")) {
+            let message = "A key call has to be signed by Signature Version 4.";
+            return kms_api::refusal(StatusCode::FORBIDDEN, "AccessDenied", message, path);
+        }
         if let Err(response) = self.admit(parts).await {
             return kms_api::translate(response, path);
         }
