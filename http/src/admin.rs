@@ -1,7 +1,8 @@
 //! The admin socket: how commands on this machine speak to the running server.
 //!
 //! A Unix socket in the data directory, mode 0600, so whoever may read the store may administer it. One line of JSON asks,
-//! one line answers, as often as the client likes. What takes a key away answers once no core serves under it any more.
+//! one line answers, as often as the client likes; what takes long tells of its progress in lines before that. What takes a
+//! key away answers once no core serves under it any more.
 //! A root key may be in a question and is in no answer; lines are wiped.
 
 use std::fmt;
@@ -126,6 +127,8 @@ impl fmt::Debug for SentKey {
 pub enum Answer {
     Keys(Vec<Key>),
     Status(Status),
+    /// How far a request is that takes long: another answer follows.
+    Progress(String),
     /// A sentence for whoever asked.
     Done(String),
     Error(String),
@@ -228,17 +231,24 @@ impl Admin {
         }
     }
 
-    /// Does what was asked.
-    pub fn perform(&self, request: Request) -> Answer {
-        match self.keystore(&request) {
+    /// Does what was asked. What takes long calls `tell` with how far it is.
+    pub fn perform(&self, request: Request, tell: &mut dyn FnMut(String)) -> Answer {
+        match self.keystore(&request, tell) {
             Ok(kms) => self.perform_on(&kms, request),
             Err(answer) => answer,
         }
     }
 
     /// The keystore, once it is open; or what to answer instead. Takes a root key that a locked process waits for.
-    fn keystore(&self, request: &Request) -> Result<Arc<Kms>, Answer> {
+    fn keystore(
+        &self,
+        request: &Request,
+        tell: &mut dyn FnMut(String),
+    ) -> Result<Arc<Kms>, Answer> {
         let end = Instant::now() + limits::ADMIN_START_PATIENCE;
+        if matches!(*self.state(), State::Starting) {
+            tell("the server is starting: this waits for it".into());
+        }
         let mut state = self.state();
         loop {
             match &*state {
@@ -455,8 +465,12 @@ pub fn remove(data_dir: &Path) {
     let _ = fs::remove_file(data_dir.join(SOCKET));
 }
 
-/// Asks the server that runs on `data_dir`; none where none does.
-pub fn ask(data_dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
+/// Asks the server that runs on `data_dir`; none where none does. Calls `tell` with what it says before it answers.
+pub fn ask(
+    data_dir: &Path,
+    request: &Request,
+    tell: &mut dyn FnMut(String),
+) -> io::Result<Option<Answer>> {
     let stream = match with_short_path(data_dir, |path| UnixStream::connect(path)) {
         Ok(stream) => stream,
         Err(e)
@@ -470,13 +484,18 @@ pub fn ask(data_dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
         Err(e) => return Err(e),
     };
     write_line(&stream, request)?;
-    let line = read_line(&stream, limits::ADMIN_ANSWER_BYTES_MAX)?.ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "the server ended the conversation: try again",
-        )
-    })?;
-    Ok(Some(serde_json::from_slice(&line)?))
+    loop {
+        let line = read_line(&stream, limits::ADMIN_ANSWER_BYTES_MAX)?.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the server ended the conversation: try again",
+            )
+        })?;
+        match serde_json::from_slice(&line)? {
+            Answer::Progress(said) => tell(said),
+            answer => return Ok(Some(answer)),
+        }
+    }
 }
 
 /// Waits until a server that holds the directory has made its socket, so that a command right after a start finds it.
@@ -484,10 +503,11 @@ pub fn ask_patiently(
     data_dir: &Path,
     request: &Request,
     patience: Duration,
+    tell: &mut dyn FnMut(String),
 ) -> io::Result<Option<Answer>> {
     let begun = Instant::now();
     loop {
-        match ask(data_dir, request)? {
+        match ask(data_dir, request, tell)? {
             None if begun.elapsed() < patience => std::thread::sleep(Duration::from_millis(50)),
             answer => return Ok(answer),
         }
@@ -524,7 +544,10 @@ fn converse(stream: &UnixStream, admin: &Admin) -> io::Result<()> {
                 if request.changes() {
                     tracing::info!("commanded: {request:?}");
                 }
-                admin.perform(request)
+                admin.perform(request, &mut |said| {
+                    // Whoever asked may have gone; what it asked for is done all the same.
+                    let _ = write_line(stream, &Answer::Progress(said));
+                })
             }
             Err(e) => Answer::Error(format!("not understood: {e}")),
         };
@@ -588,6 +611,10 @@ fn read_line(mut stream: &UnixStream, bytes_max: usize) -> io::Result<Option<Zer
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ask(dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
+        super::ask(dir, request, &mut |_| ())
+    }
 
     fn created(name: &str) -> Request {
         Request::KeyCreate { name: name.into() }

@@ -45,14 +45,14 @@ impl Store {
         let dir = &self.data_dir;
         let unreachable = |e| format!("the server on {}: {e}", dir.display());
         let asked = match dir.exists() {
-            true => admin::ask(dir, &request).map_err(unreachable)?,
+            true => admin::ask(dir, &request, &mut tell).map_err(unreachable)?,
             false => None,
         };
         let answer = match asked {
             Some(answer) => answer,
             None => match DataDir::lock(dir) {
                 Ok(_lock) => offline(dir, request)?,
-                Err(in_use) => admin::ask_patiently(dir, &request, START_PATIENCE)
+                Err(in_use) => admin::ask_patiently(dir, &request, START_PATIENCE, &mut tell)
                     .ok()
                     .flatten()
                     .ok_or_else(|| in_use.to_string())?,
@@ -88,7 +88,7 @@ fn offline(dir: &Path, request: Request) -> Result<Answer, String> {
 fn perform_on(dir: &Path, kms: Kms, request: Request) -> Answer {
     let admin = Admin::new(dir);
     admin.open(Arc::new(kms));
-    admin.perform(request)
+    admin.perform(request, &mut tell)
 }
 
 /// As [`Store::perform_or`]'s `offline`, where the keystore may be lost, and everything else with it.
@@ -107,6 +107,11 @@ pub fn offline_making(dir: &Path, request: Request) -> Result<Answer, String> {
     let (root, _) = root_key::find_or_make(dir)?;
     let kms = Kms::open_bare(dir, root).map_err(|e| e.to_string())?;
     Ok(perform_on(dir, kms, request))
+}
+
+/// Says how far something is that takes long.
+fn tell(said: String) {
+    eprintln!("{said}");
 }
 
 /// A path as the server has to be told it, which runs in another directory.
