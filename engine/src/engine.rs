@@ -183,6 +183,10 @@ impl Engine {
         for freed in found.freed {
             core.reclaim(freed.into());
         }
+        if found.rewrapped.is_some() {
+            let (bytes, rewrapped) = (0, found.rewrapped);
+            core.reclaim(Message::IndexDead { bytes, rewrapped });
+        }
         let thread = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
                 .name(name.into())
@@ -190,7 +194,7 @@ impl Engine {
                 .map_err(|e| Error::io("start a thread for", dir.path(), e))
         };
         let fatal = options.fatal;
-        let committer = Committer::new(Arc::clone(&core), requests);
+        let committer = Committer::new(Arc::clone(&core), requests, found.tallies, found.rewrapped);
         let committer = thread(
             "committer",
             Box::new(move || {

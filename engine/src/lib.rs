@@ -24,11 +24,12 @@ pub use datadir::{DataDir, Superblock};
 pub use engine::{Engine, EngineOptions, Opening, ShardSeed, Usage};
 pub use error::{Error, Result};
 pub use index::record;
+pub use index::tally::{Tally, Under};
 pub use limits::{KEY_BYTES_MAX, PARTS_MAX, STREAM_BYTES_MAX};
 pub use object::{
     Committed, Completion, Condition, EtagMatch, Finish, Found, GetStream, ListEntry, ListPage,
     ListQuery, NewUpload, PartChoice, PartEntry, PutStream, Target, UploadEntry, UploadPage,
-    UploadQuery,
+    UploadQuery, WrappedCursor, WrappedEntry, WrappedPage, WrappedQuery,
 };
 pub use shard::Shard;
 

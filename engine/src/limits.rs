@@ -57,6 +57,12 @@ pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 /// Dead bytes of the index that start a compaction once deleting pauses, and those that start one at once.
 pub const INDEX_DEAD_BYTES_MIN: u64 = 1024 * 1024;
 pub const INDEX_DEAD_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// A compaction waits at most this long for those who hold an old state of the index.
+pub const COMPACT_WAIT_MAX: Duration = Duration::from_secs(60);
+/// After a re-wrap old records leave the index on their own; that takes at most one part in so many of the time.
+pub const ERASURE_TIME_SHARE: u32 = 20;
+/// Records one step of a search for wrapped keys looks at.
+pub const WRAPPED_PAGE_EXAMINED: usize = 10_000;
 /// What a record takes in the index, about.
 pub const INDEX_RECORD_BYTES: u64 = 600;
 

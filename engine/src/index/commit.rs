@@ -18,12 +18,13 @@ use super::record::{
     self, Bucket, BucketEncryption, Data, Encryption, Extent, Object, Part, PartRef, Place, Stream,
     Upload, UploadId,
 };
+use super::tally::{self, Tallies};
 use super::{Space, key};
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::object::{Committed, Condition, PartChoice};
-use crate::segment::reclaim::Freed;
+use crate::segment::reclaim::{Freed, Message};
 
 /// One request to the committer, and where its answer goes.
 pub struct Request {
@@ -96,6 +97,8 @@ pub enum Op {
         encryption: Box<Encryption>,
         key_extent: Option<Extent>,
     },
+    /// Old versions of the records re-wrapped up to this commit have left the index.
+    Erased(u64),
     /// The extents freed by these commits are punched.
     Reclaimed(Vec<u64>),
     /// Write the marks below which segments are settled.
@@ -112,6 +115,10 @@ pub mod meta {
     pub const SEQUENCE: &str = "sequence";
     /// CBOR integer: how often the store was opened.
     pub const BOOT: &str = "boot";
+    /// CBOR integer: sequence of the last commit that the tallies count.
+    pub const COUNTED: &str = "counted";
+    /// CBOR integer: sequence of the last re-wrap, until old versions of its record have left the index.
+    pub const REWRAPPED: &str = "rewrapped";
     /// `segment::Checkpoint`
     pub const CHECKPOINT: &str = "checkpoint";
 }
@@ -128,11 +135,19 @@ pub struct Committer {
     freed: Vec<Freed>,
     inline_removed: Vec<u64>,
     added: Vec<Extent>,
+    tallies: Tallies,
     index_dead: u64,
+    /// The last re-wrap.
+    rewrapped: Option<u64>,
 }
 
 impl Committer {
-    pub fn new(core: Arc<Core>, requests: Receiver<Request>) -> Self {
+    pub fn new(
+        core: Arc<Core>,
+        requests: Receiver<Request>,
+        tallies: Tallies,
+        rewrapped: Option<u64>,
+    ) -> Self {
         let batch = core
             .index
             .db
@@ -148,7 +163,9 @@ impl Committer {
             freed: Vec::new(),
             inline_removed: Vec::new(),
             added: Vec::new(),
+            tallies,
             index_dead: 0,
+            rewrapped,
             core,
             requests,
         }
@@ -233,9 +250,22 @@ impl Committer {
             for sequence in self.inline_removed.drain(..) {
                 self.batch.remove(&inline, key::sequence(sequence));
             }
+            let counts = self.tallies.take_changed();
+            for (under, number, tally) in &counts {
+                let key = tally::entry_key(*number).to_vec();
+                match tally {
+                    Some(tally) => {
+                        let (under, tally) = (under.clone(), *tally);
+                        self.put(Space::Tallies, key, &tally::Entry { under, tally });
+                    }
+                    None => self.remove(Space::Tallies, key),
+                }
+            }
             let meta = self.core.index.space(Space::Meta).clone();
-            self.batch
-                .insert(&meta, meta::SEQUENCE, record::encode(&self.sequence));
+            for name in [meta::SEQUENCE, meta::COUNTED] {
+                self.batch
+                    .insert(&meta, name, record::encode(&self.sequence));
+            }
             let next = self
                 .core
                 .index
@@ -246,10 +276,12 @@ impl Committer {
                 .commit()
                 .map_err(failed)?;
             self.written.clear();
+            let rewrapped = self.rewrapped.filter(|s| *s > self.core.index.synced());
             self.core
                 .index
                 .synced
                 .store(self.sequence, Ordering::Release);
+            self.core.index.show_tallies(counts);
             if std::mem::take(&mut self.buckets_changed) {
                 self.core
                     .index
@@ -261,10 +293,9 @@ impl Committer {
                 self.core.segments.remove_live(&freed.extents);
                 self.core.reclaim(freed.into());
             }
-            let dead = std::mem::take(&mut self.index_dead);
-            if dead > 0 {
-                self.core
-                    .reclaim(crate::segment::reclaim::Message::IndexDead(dead));
+            let bytes = std::mem::take(&mut self.index_dead);
+            if bytes > 0 {
+                self.core.reclaim(Message::IndexDead { bytes, rewrapped });
             }
         }
         for (reply, result) in replies.drain(..) {
@@ -303,6 +334,7 @@ impl Committer {
             } => {
                 self.need_bucket(&bucket)?;
                 self.added.extend(upload.key_extent);
+                self.tallies.add_upload(&upload, 0);
                 let sequence = self.put(Space::Uploads, key::upload(&bucket, &key, &id), &*upload);
                 Ok(Some(Committed {
                     modified: upload.created,
@@ -343,15 +375,25 @@ impl Committer {
                 key_extent,
             } => match upload {
                 None => self.set_encryption(&bucket, &key, sequence, *encryption, key_extent),
-                Some(id) => self.set_upload_encryption(
-                    &bucket,
-                    &key,
-                    &id,
-                    sequence,
-                    *encryption,
-                    key_extent,
-                ),
+                Some(id) => {
+                    self.commit(replies)?;
+                    self.set_upload_encryption(
+                        &bucket,
+                        &key,
+                        &id,
+                        sequence,
+                        *encryption,
+                        key_extent,
+                    )
+                }
             },
+            Op::Erased(sequence) => {
+                if self.rewrapped == Some(sequence) {
+                    self.rewrapped = None;
+                    self.remove(Space::Meta, meta::REWRAPPED.as_bytes().to_vec());
+                }
+                Ok(None)
+            }
             Op::Reclaimed(sequences) => {
                 for sequence in sequences {
                     self.remove(Space::Freed, key::sequence(sequence).to_vec());
@@ -438,6 +480,7 @@ impl Committer {
             reader: Some(origin),
             freed: Some(at),
             shard: None,
+            key: key_extent,
             extents,
         });
     }
@@ -592,6 +635,7 @@ impl Committer {
         check(condition, old.as_ref().map(|(_, o)| o))?;
         if let Some((sequence, old)) = &old {
             self.free_object(*sequence, old)?;
+            self.tallies.remove_object(old);
         }
         if let Some(bytes) = inline {
             self.put_inline(bytes);
@@ -599,6 +643,7 @@ impl Committer {
         if let Data::Single(_) = object.data {
             self.added.extend(object.extents());
         }
+        self.tallies.add_object(object);
         let sequence = self.put(Space::Objects, entry, object);
         Ok(Some(Committed {
             modified: object.modified,
@@ -615,6 +660,7 @@ impl Committer {
         };
         check(condition, Some(&old))?;
         self.free_object(sequence, &old)?;
+        self.tallies.remove_object(&old);
         self.remove(Space::Objects, entry);
         self.sequence += 1;
         Ok(Some(Committed {
@@ -632,9 +678,11 @@ impl Committer {
         part: &Part,
         inline: Option<Vec<u8>>,
     ) -> Reply {
-        self.need_upload(bucket, key, id)?;
+        let (_, upload) = self.need_upload(bucket, key, id)?;
         let entry = key::part(id, number);
+        let mut old_size = 0;
         if let Some((sequence, old)) = self.get::<Part>(Space::Parts, &entry)? {
+            old_size = old.stream.size;
             let named: &[u64] = if old.stream.place == Place::Inline {
                 &[sequence]
             } else {
@@ -646,6 +694,8 @@ impl Committer {
             self.put_inline(bytes);
         }
         self.added.extend(part.stream.extents());
+        self.tallies
+            .replace_part(&upload, old_size, part.stream.size);
         let sequence = self.put(Space::Parts, entry, part);
         Ok(Some(Committed {
             modified: part.modified,
@@ -703,6 +753,11 @@ impl Committer {
             self.free_object(*sequence, old)?;
         }
         self.free_parts(begun, id, &left_out, None)?;
+        if let Some((_, old)) = &old {
+            self.tallies.remove_object(old);
+        }
+        self.tallies
+            .remove_upload(&upload, stored.values().map(|(_, size)| size).sum());
         self.remove(Space::Uploads, key::upload(bucket, key, id));
         let object = Object {
             size: parts.iter().map(|p| p.size).sum(),
@@ -715,6 +770,7 @@ impl Committer {
             key_extent: upload.key_extent,
             origin: None,
         };
+        self.tallies.add_object(&object);
         let sequence = self.put(Space::Objects, entry, &object);
         Ok(Some(Committed {
             modified: object.modified,
@@ -737,13 +793,16 @@ impl Committer {
             .filter(|(found, _)| *found == sequence)
             .ok_or(Error::Conflict)?;
         self.replace_key(old.key_extent, key_extent);
+        self.tallies.remove_object(&old);
         let object = Object {
             origin: Some(old.origin(sequence)),
             encryption: Some(encryption),
             key_extent,
             ..old
         };
+        self.tallies.add_object(&object);
         let sequence = self.put(Space::Objects, entry, &object);
+        self.note_rewrap(sequence);
         Ok(Some(Committed {
             modified: object.modified,
             sequence,
@@ -763,18 +822,30 @@ impl Committer {
         if found != sequence {
             return Err(Error::Conflict);
         }
+        let bytes = self.parts_of(id)?.values().map(|(_, size)| size).sum();
         self.replace_key(old.key_extent, key_extent);
+        self.tallies.remove_upload(&old, bytes);
         let upload = Upload {
             origin: Some(old.origin(sequence)),
             encryption: Some(encryption),
             key_extent,
             ..old
         };
+        self.tallies.add_upload(&upload, bytes);
         let sequence = self.put(Space::Uploads, key::upload(bucket, key, id), &upload);
+        self.note_rewrap(sequence);
         Ok(Some(Committed {
             modified: upload.created,
             sequence,
         }))
+    }
+
+    /// Old versions of the record are to leave the index, also when the store is closed or dies before they have.
+    fn note_rewrap(&mut self, sequence: u64) {
+        self.rewrapped = Some(sequence);
+        let meta = self.core.index.space(Space::Meta).clone();
+        self.batch
+            .insert(&meta, meta::REWRAPPED, record::encode(&sequence));
     }
 
     /// Accounts for a key extent that replaces another one. Nobody reads the old one, so it goes at once.
@@ -787,6 +858,7 @@ impl Committer {
                 reader: None,
                 freed: Some(at),
                 shard: None,
+                key: None,
                 extents: vec![old],
             });
         }
@@ -810,9 +882,13 @@ impl Committer {
     }
 
     fn abort(&mut self, bucket: &str, key: &str, id: &UploadId) -> Reply {
-        let (begun, upload) = self.need_upload(bucket, key, id)?;
-        let numbers: Vec<u16> = self.parts_of(id)?.into_keys().collect();
+        let (sequence, upload) = self.need_upload(bucket, key, id)?;
+        let begun = upload.origin(sequence);
+        let parts = self.parts_of(id)?;
+        let numbers: Vec<u16> = parts.keys().copied().collect();
         self.free_parts(begun, id, &numbers, upload.key_extent)?;
+        self.tallies
+            .remove_upload(&upload, parts.values().map(|(_, size)| size).sum());
         self.remove(Space::Uploads, key::upload(bucket, key, id));
         self.sequence += 1;
         Ok(Some(Committed {

@@ -7,6 +7,7 @@
 //! inline    commit sequence (8 bytes, big-endian) of the commit that brought it
 //! freed     commit sequence (8 bytes, big-endian) of the commit that freed it
 //! buckets   bucket
+//! tallies   a number (4 bytes, big-endian)
 //! all       FF: the mark, an entry of no meaning
 //! ```
 //!
@@ -66,7 +67,27 @@ pub fn sequence(n: u64) -> [u8; 8] {
     n.to_be_bytes()
 }
 
-/// The raw object key of an entry of `objects` or `uploads`, and what follows it (version or upload id).
+/// Bucket and raw object key of an entry of `objects` or `uploads`, and what follows them (version or upload id).
+pub fn parse(entry: &[u8]) -> Option<(String, String, &[u8])> {
+    let end = entry.iter().position(|b| *b == 0)?;
+    let bucket = std::str::from_utf8(&entry[..end]).ok()?;
+    let (key, rest) = split(bucket, entry)?;
+    Some((bucket.to_owned(), key, rest))
+}
+
+/// The upload id of an entry of `uploads`.
+pub fn upload_id(entry: &[u8]) -> Option<UploadId> {
+    let (_, _, id) = parse(entry)?;
+    Some(UploadId(id.try_into().ok()?))
+}
+
+/// The upload of an entry of `parts`.
+pub fn part_upload(entry: &[u8]) -> Option<UploadId> {
+    let (id, _) = entry.split_first_chunk::<16>()?;
+    Some(UploadId(*id))
+}
+
+/// The raw object key of an entry of `objects` or `uploads`, and what follows it.
 pub fn split<'a>(bucket: &str, entry: &'a [u8]) -> Option<(String, &'a [u8])> {
     let rest = entry.strip_prefix(bucket.as_bytes())?.strip_prefix(&[0])?;
     let mut raw = Vec::with_capacity(rest.len());
@@ -114,13 +135,17 @@ mod tests {
         fn keys_come_back(key in ".{0,40}") {
             let entry = object("bucket", &key);
             let (raw, version) = split("bucket", &entry).unwrap();
-            prop_assert_eq!(raw, key);
+            prop_assert_eq!(&raw, &key);
             prop_assert_eq!(version, NULL_VERSION);
+            prop_assert_eq!(parse(&entry), Some(("bucket".into(), key, version)));
         }
 
         #[test]
         fn any_bytes_are_split_without_panic(entry in proptest::collection::vec(any::<u8>(), 0..40)) {
             let _ = split("b", &entry);
+            let _ = parse(&entry);
+            let _ = upload_id(&entry);
+            let _ = part_upload(&entry);
             let _ = part_number(&entry);
         }
 

@@ -4,15 +4,18 @@
 //! so nothing that was read is ever lost again. Values are sealed (`record`), object names are in clear (`key`).
 
 pub mod commit;
+mod compact;
 pub mod key;
 pub mod query;
 pub mod record;
 pub mod recover;
+pub mod tally;
+mod wrapped;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use fjall::config::{BlockSizePolicy, CompressionPolicy};
@@ -23,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::limits;
 use crate::secret::Secret;
 use record::{Bucket, Sealer};
+use tally::{Tally, Under};
 
 /// The keyspaces, by the names that the seals of their values are bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,17 +37,19 @@ pub enum Space {
     Inline,
     Freed,
     Buckets,
+    Tallies,
     Meta,
 }
 
 impl Space {
-    pub const ALL: [Space; 7] = [
+    pub const ALL: [Space; 8] = [
         Space::Objects,
         Space::Uploads,
         Space::Parts,
         Space::Inline,
         Space::Freed,
         Space::Buckets,
+        Space::Tallies,
         Space::Meta,
     ];
 
@@ -55,6 +61,7 @@ impl Space {
             Space::Inline => "inline",
             Space::Freed => "freed",
             Space::Buckets => "buckets",
+            Space::Tallies => "tallies",
             Space::Meta => "meta",
         }
     }
@@ -63,10 +70,12 @@ impl Space {
 pub struct Index {
     dir: PathBuf,
     db: Database,
-    spaces: [Keyspace; 7],
+    spaces: [Keyspace; Space::ALL.len()],
     pub sealer: Sealer,
     /// All buckets: few, and asked for by every request.
     buckets: ArcSwap<BTreeMap<String, Arc<Bucket>>>,
+    /// What stands under each key, as of the last durable commit.
+    tallies: Mutex<BTreeMap<Under, Tally>>,
     /// Sequence of the last commit that is durable.
     synced: AtomicU64,
 }
@@ -104,7 +113,7 @@ impl Index {
             };
             spaces.push(db.keyspace(space.name(), options).map_err(failed)?);
         }
-        let spaces: [Keyspace; 7] = spaces
+        let spaces: [Keyspace; Space::ALL.len()] = spaces
             .try_into()
             .unwrap_or_else(|_| unreachable!("one keyspace each"));
         let index = Index {
@@ -113,6 +122,7 @@ impl Index {
             spaces,
             sealer: Sealer::new(store_key),
             buckets: ArcSwap::default(),
+            tallies: Mutex::default(),
             synced: AtomicU64::new(0),
         };
         index.load_buckets()?;
@@ -150,6 +160,39 @@ impl Index {
         }
     }
 
+    /// Every record of a keyspace, with its key.
+    fn each<T: for<'b> Decode<'b, ()>>(
+        &self,
+        space: Space,
+        mut f: impl FnMut(&[u8], T),
+    ) -> Result<()> {
+        for entry in self.space(space).iter() {
+            let (key, value) = entry.into_inner().map_err(io)?;
+            if key == key::MARK {
+                continue;
+            }
+            let (_, record) = self.sealer.open(space.name(), &key, &value)?;
+            f(&key, record);
+        }
+        Ok(())
+    }
+
+    /// An entry of the keyspace `meta` that is not sealed.
+    fn plain_meta<T: for<'b> Decode<'b, ()>>(&self, name: &str) -> Result<Option<T>> {
+        self.space(Space::Meta)
+            .get(name)
+            .map_err(io)?
+            .map(|value| {
+                minicbor::decode(&value)
+                    .map_err(|e| Error::corrupt(e.to_string(), format!("index meta {name}")))
+            })
+            .transpose()
+    }
+
+    fn tallies(&self) -> MutexGuard<'_, BTreeMap<Under, Tally>> {
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The sealed bytes of a small stream, under the commit that brought them.
     pub fn inline(&self, sequence: u64) -> Result<Option<fjall::Slice>> {
         self.space(Space::Inline)
@@ -176,61 +219,6 @@ impl Index {
     /// Bytes the index takes on disk, its journal included.
     pub fn disk_bytes(&self) -> Result<u64> {
         self.db.disk_space().map_err(io)
-    }
-
-    /// Makes what was deleted leave the disk: memtables become tables, the journal begins anew, dead entries and values go.
-    ///
-    /// fjall replaces a journal only past a size of its own choosing, so it is made to, with filler that is dropped right after;
-    /// and it removes the old one only while every keyspace has a table as young as that journal, so each gets a mark.
-    pub fn compact(&self) -> Result<()> {
-        let journal = self.newest_journal()?;
-        self.flush()?;
-        let filler = vec![0u8; limits::INDEX_FILLER_BYTES];
-        let pieces = limits::INDEX_JOURNAL_BYTES / limits::INDEX_FILLER_BYTES as u64 + 1;
-        for _ in 0..pieces {
-            // A count of journals would not tell: the old one can be gone before anybody looks.
-            if self.newest_journal()? != journal {
-                break;
-            }
-            self.mark(&[Space::Meta], &filler)?;
-        }
-        self.mark(&Space::ALL, &[])?;
-        for space in Space::ALL {
-            self.space(space).major_compact().map_err(io)?;
-        }
-        // The first pass finds which values are dead, the second leaves them behind.
-        self.space(Space::Inline).major_compact().map_err(io)?;
-        // Files of replaced tables go with the next flush.
-        self.mark(&[Space::Meta], &[])
-    }
-
-    /// The number in the name of the journal that is being written.
-    fn newest_journal(&self) -> Result<Option<u64>> {
-        let failed = |e| Error::io("list", &self.dir, e);
-        let mut newest = None;
-        for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let number = name.to_str().and_then(|n| n.strip_suffix(".jnl"));
-            newest = newest.max(number.and_then(|n| n.parse().ok()));
-        }
-        Ok(newest)
-    }
-
-    fn flush(&self) -> Result<()> {
-        for space in Space::ALL {
-            self.space(space).rotate_memtable_and_wait().map_err(io)?;
-        }
-        Ok(())
-    }
-
-    /// Writes something of no meaning and flushes it.
-    fn mark(&self, spaces: &[Space], bytes: &[u8]) -> Result<()> {
-        let mut batch = self.db.batch();
-        for space in spaces {
-            batch.insert(self.space(*space), key::MARK, bytes);
-        }
-        batch.commit().map_err(io)?;
-        self.flush()
     }
 }
 

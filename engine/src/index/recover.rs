@@ -8,16 +8,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use fjall::PersistMode;
-use minicbor::Decode;
-
 use super::commit::meta;
 use super::record::{Data, Extent, Object, Part, Upload};
+use super::tally::Tallies;
 use super::{Index, Space, io, key, record};
 use crate::error::{Error, Result};
 use crate::segment::block::{self, Kind};
 use crate::segment::reclaim::{Freed, punch_file};
 use crate::segment::{self, Checkpoint};
+use fjall::PersistMode;
 
 /// What the engine starts from.
 pub struct Recovered {
@@ -30,12 +29,15 @@ pub struct Recovered {
     pub reclaimed_bytes: u64,
     /// Whether the last run closed the store.
     pub clean: bool,
+    pub tallies: Tallies,
+    /// The last re-wrap, where old versions of its record may still lie in the index.
+    pub rewrapped: Option<u64>,
 }
 
 /// Brings segments and index together and counts this opening.
 pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result<Recovered> {
-    let last: u64 = plain_meta(index, meta::SEQUENCE)?.unwrap_or(0);
-    let boot: u32 = plain_meta::<u32>(index, meta::BOOT)?.unwrap_or(0) + 1;
+    let last: u64 = index.plain_meta(meta::SEQUENCE)?.unwrap_or(0);
+    let boot: u32 = index.plain_meta::<u32>(meta::BOOT)?.unwrap_or(0) + 1;
     let checkpoint = index
         .get::<Checkpoint>(Space::Meta, meta::CHECKPOINT.as_bytes())?
         .map(|(_, c)| c)
@@ -59,6 +61,8 @@ pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result
         freed,
         reclaimed_bytes: 0,
         clean,
+        tallies: index.load_tallies(last)?,
+        rewrapped: index.plain_meta(meta::REWRAPPED)?,
     };
     match &checkpoint.live {
         Some(live) => recovered.live = live.iter().copied().collect(),
@@ -88,18 +92,6 @@ pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result
     Ok(recovered)
 }
 
-fn plain_meta<T: for<'b> Decode<'b, ()>>(index: &Index, name: &str) -> Result<Option<T>> {
-    index
-        .space(Space::Meta)
-        .get(name)
-        .map_err(io)?
-        .map(|value| {
-            minicbor::decode(&value)
-                .map_err(|e| Error::corrupt(e.to_string(), format!("index meta {name}")))
-        })
-        .transpose()
-}
-
 fn segment_files(dir: &Path) -> Result<BTreeMap<u64, u64>> {
     let failed = |e: std::io::Error| Error::io("list", dir, e);
     let mut files = BTreeMap::new();
@@ -127,6 +119,7 @@ fn freed(index: &Index) -> Result<Vec<Freed>> {
             reader: None,
             freed: Some(u64::from_be_bytes(at)),
             shard: None,
+            key: None,
             extents,
         });
     }
@@ -180,35 +173,19 @@ fn named(index: &Index, checkpoint: &Checkpoint, live: &mut HashMap<u64, u64>) -
                 .insert(e.start, e.sectors);
         }
     };
-    each::<Object>(index, Space::Objects, |object| {
+    index.each::<Object>(Space::Objects, |_, object| {
         if let Data::Single(stream) = &object.data {
             stream.extents().iter().for_each(&mut note);
         }
         object.key_extent.iter().for_each(&mut note);
     })?;
-    each::<Part>(index, Space::Parts, |part| {
+    index.each::<Part>(Space::Parts, |_, part| {
         part.stream.extents().iter().for_each(&mut note)
     })?;
-    each::<Upload>(index, Space::Uploads, |upload| {
+    index.each::<Upload>(Space::Uploads, |_, upload| {
         upload.key_extent.iter().for_each(&mut note);
     })?;
     Ok(named)
-}
-
-fn each<T: for<'b> Decode<'b, ()>>(
-    index: &Index,
-    space: Space,
-    mut f: impl FnMut(T),
-) -> Result<()> {
-    for entry in index.space(space).iter() {
-        let (key, value) = entry.into_inner().map_err(io)?;
-        if key == key::MARK {
-            continue;
-        }
-        let (_, record) = index.sealer.open(space.name(), &key, &value)?;
-        f(record);
-    }
-    Ok(())
 }
 
 /// The highest commit that an extent at or after `from` names as durable.

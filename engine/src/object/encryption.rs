@@ -1,20 +1,91 @@
 //! Re-wrapping: another wrapping of the same object key takes the place of the old one, and the data stays where it is.
 //!
 //! The new key extent is written and synced, then the record commits, then the old extent is punched. Old versions of the record
-//! leave the index later; until then they lie in it sealed.
+//! leave the index within seconds, unless it is busy; [`Shard::settle_erasure`] waits for it.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
+
+use futures_channel::oneshot;
 
 use super::Committed;
 use crate::error::{Error, Result};
 use crate::index::commit::Op;
-use crate::index::{Space, key};
+use crate::index::tally::{Tally, Under};
+use crate::index::{self, Space, key};
 use crate::record::{Data, Encryption, Object, Upload, UploadId};
 use crate::segment::block::WrappedKey;
+use crate::segment::reclaim::Message;
 use crate::segment::writer::OpenExtent;
 use crate::shard::Shard;
 
+/// Records wrapped under older versions of a key than `below`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrappedQuery {
+    /// The key service and the name of the key.
+    pub source: String,
+    pub name: String,
+    pub below: u32,
+    pub after: Option<WrappedCursor>,
+    pub max: usize,
+}
+
+/// Where a page ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrappedCursor {
+    pub(crate) uploads: bool,
+    pub(crate) at: Vec<u8>,
+}
+
+/// An object, or an open upload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrappedEntry {
+    pub bucket: String,
+    pub key: String,
+    pub upload: Option<UploadId>,
+    /// The commit sequence of its record.
+    pub sequence: u64,
+    pub encryption: Encryption,
+}
+
+/// Some entries, perhaps none, and where to go on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WrappedPage {
+    pub entries: Vec<WrappedEntry>,
+    /// None at the end.
+    pub next: Option<WrappedCursor>,
+}
+
 impl Shard {
+    /// One page of the records under older versions of a key.
+    pub async fn wrapped(&self, query: WrappedQuery) -> Result<WrappedPage> {
+        self.aside(move |core| core.index.wrapped(&query)).await
+    }
+
+    /// Returns once no wrapped key that was replaced or deleted before the call lies on disk any more: key extents are
+    /// punched, and old records have left the index's tables and journal.
+    pub async fn settle_erasure(&self) -> Result<()> {
+        let (reply, done) = oneshot::channel();
+        self.core.reclaim(Message::Settle(reply));
+        done.await.map_err(|_| Error::Closed)?
+    }
+
+    /// What stands under each key, as of the last durable commit.
+    pub fn tally(&self) -> BTreeMap<Under, Tally> {
+        self.core.index.tally()
+    }
+
+    /// A record as it lies on disk, for tests of when it leaves.
+    #[doc(hidden)]
+    pub fn sealed_record(&self, bucket: &str, key: &str) -> Result<Option<Vec<u8>>> {
+        let found = self
+            .core
+            .index
+            .space(Space::Objects)
+            .get(key::object(bucket, key));
+        Ok(found.map_err(index::io)?.map(|value| value.to_vec()))
+    }
+
     /// Replaces the wrapped object key of exactly the record with this commit sequence; `Conflict` where it is another one by now.
     /// Data, ETag, metadata and modification time stay. Once its record is on the way it ends, also when the caller goes away.
     ///

@@ -7,6 +7,7 @@ mod list;
 mod multipart;
 mod put;
 
+pub use encryption::{WrappedCursor, WrappedEntry, WrappedPage, WrappedQuery};
 pub use get::{Found, GetStream};
 pub use list::{ListEntry, ListPage, ListQuery, UploadEntry, UploadPage, UploadQuery};
 pub use multipart::{Completion, NewUpload, PartChoice, PartEntry};

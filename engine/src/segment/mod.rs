@@ -80,6 +80,10 @@ impl Segments {
         }
     }
 
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn path(&self, segment: u64) -> PathBuf {
         path(&self.dir, segment)
     }

@@ -214,6 +214,7 @@ impl Writer {
                 reader: None,
                 freed: None,
                 shard: Some(self.shard),
+                key: None,
                 extents,
             };
             self.core.reclaim(freed.into());

@@ -1,6 +1,7 @@
 //! The engine's verbs on a real disk: what goes in comes out, survives a crash, and gives its space back.
 
 mod rewrap;
+mod tally;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -1,5 +1,6 @@
 //! Another wrapping of an object's key takes the place of the old one, and everything else stays.
 
+use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -9,10 +10,12 @@ use strongroom_engine::record::{Encryption, Extent, KmsKey, Mode, Object, Upload
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{
     Completion, Condition, Error, EtagMatch, NewUpload, PartChoice, Shard, UploadQuery,
+    WrappedQuery,
 };
 
 use super::{
-    BUCKET, End, KEY, encryption, eventually, get, plain, put, put_part, segment_bytes, with_store,
+    BUCKET, End, KEY, encryption, eventually, get, plain, put, put_part, segment_bytes, target,
+    with_store,
 };
 
 /// A wrapping that tells itself from others by `n`.
@@ -253,5 +256,201 @@ fn a_rewrap_is_no_new_object_to_a_conditional_completion() {
         put(&shard, "k", b"written since", true).await.unwrap();
         rewrap(&shard, "k", 3).await;
         assert!(matches!(complete(id).await, Err(Error::Conflict)));
+    });
+}
+
+/// Which of the needles (all of one length, random bytes) lie in files under `dir`.
+fn lying_in(dir: &Path, needles: &[Vec<u8>]) -> Vec<usize> {
+    let mut by_start: HashMap<[u8; 4], Vec<usize>> = HashMap::new();
+    let mut likely = vec![false; 1 << 16];
+    for (i, needle) in needles.iter().enumerate() {
+        by_start
+            .entry(needle[..4].try_into().unwrap())
+            .or_default()
+            .push(i);
+        likely[usize::from(u16::from_le_bytes([needle[0], needle[1]]))] = true;
+    }
+    let mut found = vec![false; needles.len()];
+    let mut dirs = vec![dir.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            // A file can go between the listing and the look.
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            for (at, start) in bytes.windows(4).enumerate() {
+                if !likely[usize::from(u16::from_le_bytes([start[0], start[1]]))] {
+                    continue;
+                }
+                for i in by_start.get(start).into_iter().flatten() {
+                    found[*i] |= bytes[at..].starts_with(&needles[*i]);
+                }
+            }
+        }
+    }
+    (0..needles.len()).filter(|i| found[*i]).collect()
+}
+
+/// The random nonce of the record as it lies on disk: where it is not, the record is not.
+fn mark_of(shard: &Rc<Shard>, key: &str) -> Vec<u8> {
+    shard.sealed_record(BUCKET, key).unwrap().unwrap()[9..33].to_vec()
+}
+
+#[test]
+fn after_settling_no_old_wrapping_lies_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let path: PathBuf = dir.path().into();
+    with_store(dir.path(), End::Close, move |shard| async move {
+        let keys: Vec<String> = (0..300).map(|i| format!("k{i}")).collect();
+        for (i, key) in keys.iter().enumerate() {
+            let size = if i % 20 == 0 { 50_000 } else { 10 };
+            put(&shard, key, &plain(size, 1), true).await.unwrap();
+        }
+        // Whoever reads a large object does not keep its old key.
+        let found = shard.lookup(BUCKET, "k0").await.unwrap();
+        let mut reader = shard
+            .read(&found, 0..50_000, Some(&Secret::new(KEY)))
+            .await
+            .unwrap();
+        put(&shard, "k0", &plain(50_000, 2), true).await.unwrap();
+
+        let listing = glommio::spawn_local({
+            let shard = Rc::clone(&shard);
+            async move {
+                loop {
+                    let query = strongroom_engine::ListQuery {
+                        max: 1000,
+                        ..Default::default()
+                    };
+                    shard.list(BUCKET, query).await.unwrap();
+                    glommio::timer::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+        for round in 1..3 {
+            let old: Vec<_> = keys.iter().map(|key| mark_of(&shard, key)).collect();
+            let mut extents = Vec::from_iter(found.object.key_extent);
+            for key in &keys {
+                let (before, _) = rewrap(&shard, key, round).await;
+                extents.extend(before.key_extent);
+            }
+            let new: Vec<_> = keys.iter().map(|key| mark_of(&shard, key)).collect();
+            assert_eq!(lying_in(&path, &old).len(), 300, "still there");
+            shard.settle_erasure().await.unwrap();
+            assert_eq!(lying_in(&path, &old), [] as [usize; 0]);
+            assert_eq!(lying_in(&path, &new).len(), 300, "the search finds records");
+            assert_eq!(extents.len(), 16);
+            for extent in extents {
+                let sectors = sector_of(&path, extent).unwrap();
+                assert!(sectors.iter().all(|b| *b == 0), "{extent:?}");
+            }
+        }
+        listing.cancel().await;
+        let mut got = Vec::new();
+        while let Some(bytes) = reader.next().await {
+            got.extend_from_slice(&bytes.unwrap());
+        }
+        assert!(got == plain(50_000, 1), "the reader kept the data");
+    });
+}
+
+#[test]
+fn old_wrappings_go_by_themselves_also_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = std::sync::Arc::clone(&old);
+    with_store(dir.path(), End::Crash, move |shard| async move {
+        put(&shard, "k", b"small", true).await.unwrap();
+        seen.lock().unwrap().push(mark_of(&shard, "k"));
+        rewrap(&shard, "k", 1).await;
+    });
+    let old = old.lock().unwrap().clone();
+    assert_eq!(lying_in(dir.path(), &old), [0]);
+    let path: PathBuf = dir.path().into();
+    with_store(dir.path(), End::Close, move |shard| async move {
+        for attempt in 0.. {
+            if lying_in(&path, &old).is_empty() {
+                break;
+            }
+            assert!(attempt < 40, "the old record is still there");
+            glommio::timer::sleep(Duration::from_millis(500)).await;
+        }
+        assert_eq!(get(&shard, "k", 0, 5).await.unwrap(), b"small");
+    });
+}
+
+#[test]
+fn records_under_older_versions_are_found_page_by_page() {
+    let dir = tempfile::tempdir().unwrap();
+    with_store(dir.path(), End::Close, |shard| async move {
+        shard.create_bucket("another").await.unwrap();
+        let under = |name: &str, version| {
+            let mut encryption = wrapping(1);
+            let kms = encryption.kms.as_mut().unwrap();
+            (kms.name, kms.version) = (name.into(), version);
+            encryption
+        };
+        let mut expected = Vec::new();
+        for bucket in [BUCKET, "another"] {
+            for i in 0..40 {
+                let key = format!("k\0{i:02}");
+                let mut target = target(&key, 3, true);
+                target.bucket = bucket.into();
+                target.encryption = match i % 4 {
+                    0 => Some(under("mine", 1 + i / 4)),
+                    1 => Some(under("other", 1)),
+                    2 => Some(encryption()),
+                    _ => None,
+                };
+                let secret = target.encryption.is_some().then(|| Secret::new(KEY));
+                let mut stream = shard.put(target, secret.as_ref()).await.unwrap();
+                stream.write(b"abc").await.unwrap();
+                stream.commit(Default::default()).await.unwrap();
+                if i % 4 == 0 && i / 4 < 5 {
+                    expected.push((bucket.to_owned(), key, None));
+                }
+            }
+        }
+        expected.sort();
+        for version in [2, 6, 9] {
+            let new = NewUpload {
+                encryption: Some(under("mine", version)),
+                ..Default::default()
+            };
+            let id = shard.create_upload(BUCKET, "up", new).await.unwrap();
+            if version < 6 {
+                expected.push((BUCKET.into(), "up".into(), Some(id)));
+            }
+        }
+        for max in [1, 3, 100] {
+            let mut query = WrappedQuery {
+                source: "embedded".into(),
+                name: "mine".into(),
+                below: 6,
+                after: None,
+                max,
+            };
+            let mut found = Vec::new();
+            loop {
+                let page = shard.wrapped(query.clone()).await.unwrap();
+                assert!(page.entries.len() <= max);
+                for entry in page.entries {
+                    assert!(entry.encryption.kms.as_ref().unwrap().version < 6);
+                    if entry.upload.is_none() && entry.bucket == BUCKET {
+                        let there = shard.lookup(BUCKET, &entry.key).await.unwrap();
+                        assert_eq!(there.sequence, entry.sequence);
+                    }
+                    found.push((entry.bucket, entry.key, entry.upload));
+                }
+                query.after = page.next;
+                if query.after.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(found, expected, "{max} at a time");
+        }
     });
 }
