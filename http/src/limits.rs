@@ -77,6 +77,13 @@ pub const TRAILER_BYTES_MAX: usize = 16 * 1024;
 /// Trailers of an aws-chunked body.
 pub const TRAILERS_MAX: usize = 16;
 
+/// Everything in front of a form's file.
+pub const FORM_FIELDS_BYTES_MAX: usize = 64 * 1024;
+/// Fields of a form.
+pub const FORM_FIELDS_MAX: usize = 128;
+/// A form's file up to this size is gathered, so that its length is known whatever follows it.
+pub const FORM_GATHERED_BYTES_MAX: usize = 256 * 1024;
+
 /// Certificate files are looked at so often.
 pub const CERTIFICATE_POLL: Duration = Duration::from_secs(3);
 

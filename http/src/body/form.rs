@@ -385,13 +385,20 @@ mod tests {
 
     #[test]
     fn fields_come_before_the_file_and_nothing_after_it() {
-        let body = form(&[("Key", "a/${filename}"), ("x-amz-meta-ü", "")], b"data", END);
+        let body = form(
+            &[("Key", "a/${filename}"), ("x-amz-meta-ü", "")],
+            b"data",
+            END,
+        );
         for step in 1..body.len() {
             let (fields, file, ended, length) = run(&body, step).expect("a form");
             assert_eq!(fields.get("key"), Some("a/${filename}"));
             assert_eq!(fields.get("x-amz-meta-ü"), Some(""));
             assert_eq!(fields.filename, "y z.txt");
-            assert_eq!((file.as_slice(), ended, length), (&b"data"[..], true, Some(4)));
+            assert_eq!(
+                (file.as_slice(), ended, length),
+                (&b"data"[..], true, Some(4))
+            );
         }
         let more = "\r\n--BOUND\r\nContent-Disposition: form-data; name=\"submit\"\r\n\r\nGo\r\n--BOUND--\r\n";
         let body = form(&[("key", "k")], b"data", more);
@@ -443,10 +450,17 @@ mod tests {
         };
         let good = Some(Ok(b"x y".to_vec()));
         assert_eq!(boundary("multipart/form-data; boundary=\"x y\""), good);
-        assert_eq!(boundary("Multipart/Form-Data;charset=utf-8; Boundary=x y"), good);
+        assert_eq!(
+            boundary("Multipart/Form-Data;charset=utf-8; Boundary=x y"),
+            good
+        );
         assert!(boundary("text/plain; boundary=x").is_none());
         assert!(boundary("multipart/form-data").expect("a form").is_err());
-        assert!(boundary("multipart/form-data; boundary=").expect("a form").is_err());
+        assert!(
+            boundary("multipart/form-data; boundary=")
+                .expect("a form")
+                .is_err()
+        );
     }
 
     #[test]
@@ -458,7 +472,10 @@ mod tests {
         let names = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         assert_eq!(seen("name=a; filename=b"), names("a", "b"));
         assert_eq!(seen(r#"filename="b;c"; name="A""#), names("a", "b;c"));
-        assert_eq!(seen(r#"name="a"; filename="C:\d\e \"f%22.txt""#), names("a", "e \"f\".txt"));
+        assert_eq!(
+            seen(r#"name="a"; filename="C:\d\e \"f%22.txt""#),
+            names("a", "e \"f\".txt")
+        );
     }
 
     proptest! {

@@ -8,9 +8,11 @@
 //!
 //! - [`sigv4`]: the parts of Signature Version 4 that bodies need.
 //! - [`chunked`]: the aws-chunked decoder, a state machine without input or output.
+//! - [`form`]: the same for POST forms.
 //! - [`upload`]: the handle by which a handler takes its body.
 
 pub mod chunked;
+pub mod form;
 pub mod sigv4;
 pub mod upload;
 
@@ -92,6 +94,12 @@ pub enum BodyError {
         "The request contained trailing data that was not well-formed or did not conform to our published schema."
     )]
     Trailer,
+    /// Not a form, or not one that can be streamed.
+    #[error("The body of your POST request is not well-formed multipart/form-data: {0}.")]
+    Form(&'static str),
+    /// What stands in front of a form's file is too much.
+    #[error("Your POST request fields preceding the upload file were too large.")]
+    FormTooLarge,
     /// Nothing came for too long.
     #[error(
         "Your socket connection to the server was not read from or written to within the timeout period."
@@ -116,6 +124,8 @@ impl BodyError {
             Self::Signature => S3ErrorCode::SignatureDoesNotMatch,
             Self::Hash => custom(b"XAmzContentSHA256Mismatch"),
             Self::Trailer => custom(b"MalformedTrailerError"),
+            Self::Form(_) => custom(b"MalformedPOSTRequest"),
+            Self::FormTooLarge => custom(b"MaxPostPreDataLengthExceeded"),
             Self::Stalled => S3ErrorCode::RequestTimeout,
         }
     }
@@ -174,6 +184,8 @@ mod tests {
             BodyError::Signature,
             BodyError::Hash,
             BodyError::Trailer,
+            BodyError::Form("x"),
+            BodyError::FormTooLarge,
             BodyError::Stalled,
             BodyError::Connection,
         ] {

@@ -14,11 +14,13 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http::{Extensions, HeaderMap, header};
 use http_body::Body;
+use http_body_util::{BodyExt as _, Full};
 use s3s::auth::SecretKey;
 use send_wrapper::SendWrapper;
 use sha2::{Digest, Sha256};
 
 use super::chunked::Decoder;
+use super::form::File;
 use super::sigv4::{Authorization, ChunkSigner, SigningKey};
 use super::{BodyError, Payload};
 use crate::conn::rt::Stall;
@@ -27,7 +29,7 @@ use crate::limits;
 /// A request body as it comes from the connection.
 pub type Source = Pin<Box<dyn Body<Data = Bytes, Error = hyper::Error>>>;
 
-/// The body of a `PutObject` or `UploadPart`, decoded. Clones are the same body.
+/// The body of a `PutObject`, `UploadPart` or form upload, decoded. Clones are the same body.
 #[derive(Clone)]
 pub struct Upload(SendWrapper<Rc<Inner>>);
 
@@ -51,6 +53,11 @@ enum Codec {
         hash: Option<(Sha256, [u8; 32])>,
     },
     Chunked(Box<Decoder>),
+    /// The file of a form; `left` is what is still to come of it, where that is known.
+    Form {
+        file: Box<File>,
+        left: Option<u64>,
+    },
     /// The headers make no sense together; the S3 layer will mostly have said so first.
     Refused(BodyError),
 }
@@ -85,7 +92,10 @@ impl Upload {
             Some(Err(error)) => state.ended = Some(Err(error.clone())),
             None => {
                 state.ended = Some(Ok(()));
-                state.source = None;
+                // What follows the file of a form is left for others to drop.
+                if !matches!(state.codec, Codec::Form { .. }) {
+                    state.source = None;
+                }
             }
         }
         Poll::Ready(next)
@@ -119,10 +129,30 @@ impl Upload {
         source: Source,
         secret: impl FnOnce(&str) -> Option<SecretKey>,
     ) -> Self {
-        let (length, codec) = match codec(headers, secret) {
-            Ok((length, codec)) => (Some(length), codec),
-            Err(error) => (None, Codec::Refused(error)),
+        match codec(headers, secret) {
+            Ok((length, codec)) => Self::with(Some(length), source, codec),
+            Err(error) => Self::with(None, source, Codec::Refused(error)),
+        }
+    }
+
+    /// The file of a form, which goes on in `source`. `length` is what it has to be, if that is known.
+    pub(crate) fn of_form(source: Source, file: File, length: Option<u64>) -> Self {
+        let codec = Codec::Form {
+            file: Box::new(file),
+            left: length,
         };
+        Self::with(length, source, codec)
+    }
+
+    /// A body that is there already.
+    pub(crate) fn of_bytes(bytes: Bytes) -> Self {
+        let left = bytes.len() as u64;
+        let source = Full::new(bytes).map_err(|never| match never {});
+        let codec = Codec::Plain { left, hash: None };
+        Self::with(Some(left), Box::pin(source), codec)
+    }
+
+    fn with(length: Option<u64>, source: Source, codec: Codec) -> Self {
         Self(SendWrapper::new(Rc::new(Inner {
             length,
             state: RefCell::new(State {
@@ -163,6 +193,13 @@ impl State {
             {
                 return Poll::Ready(Some(data));
             }
+            if let Codec::Form { file, left } = &mut self.codec {
+                match form_data(file, left) {
+                    Some(data) => return Poll::Ready(Some(data)),
+                    None if file.ended() => return Poll::Ready(self.finish().err().map(Err)),
+                    None => {}
+                }
+            }
             let Some(source) = &mut self.source else {
                 return Poll::Ready(Some(Err(BodyError::Incomplete)));
             };
@@ -196,6 +233,7 @@ impl State {
                             return Poll::Ready(Some(Ok(data)));
                         }
                         Codec::Chunked(decoder) => decoder.feed(data),
+                        Codec::Form { file, .. } => file.feed(data),
                         Codec::Refused(error) => return Poll::Ready(Some(Err(error.clone()))),
                     }
                 }
@@ -220,9 +258,29 @@ impl State {
                 None => Ok(()),
             },
             Codec::Chunked(decoder) => decoder.finish(),
+            Codec::Form { file, .. } if !file.ended() => Err(BodyError::Incomplete),
+            Codec::Form {
+                left: Some(1..), ..
+            } => Err(NOT_LAST),
+            Codec::Form { .. } => Ok(()),
             Codec::Refused(error) => Err(error.clone()),
         }
     }
+}
+
+/// A form whose file is larger than what is gathered, and not at its end.
+const NOT_LAST: BodyError = BodyError::Form("the file is not its last field");
+
+/// The next piece of a form's file.
+fn form_data(file: &mut File, left: &mut Option<u64>) -> Option<Result<Bytes, BodyError>> {
+    let data = file.decode()?;
+    let length = data.len() as u64;
+    match left {
+        Some(left) if length > *left => return Some(Err(NOT_LAST)),
+        Some(left) => *left -= length,
+        None => {}
+    }
+    Some(Ok(data))
 }
 
 fn codec(
@@ -418,6 +476,40 @@ mod tests {
         assert!(block_on(upload.next()).unwrap().is_ok());
         assert!(upload.take_rest().is_some());
         assert!(block_on(upload.next()).unwrap().is_err());
+    }
+
+    fn of_form(file: &[u8], after: &str, length: Option<u64>) -> Upload {
+        let mut head = super::super::form::Head::new(b"B");
+        let start = b"--B\r\nContent-Disposition: form-data; name=file\r\n\r\n";
+        let (_, found) = head.feed(start).unwrap().unwrap();
+        let wire = [file, after.as_bytes()].concat();
+        let frames = wire.chunks(7777).map(Bytes::copy_from_slice).collect();
+        Upload::of_form(Box::pin(Frames(frames)), found, length)
+    }
+
+    #[test]
+    fn the_file_of_a_form_is_last_or_small() {
+        let data = vec![3; 20_000];
+        let (end, more) = ("\r\n--B--\r\n", "\r\n--B\r\nmore\r\n--B--\r\n");
+        let exact = Some(data.len() as u64);
+        assert_eq!(read(&of_form(&data, end, exact)).unwrap(), data);
+        assert_eq!(read(&of_form(&data, more, None)).unwrap(), data);
+        let longer = exact.map(|n| n + 4);
+        let error = read(&of_form(&data, more, longer)).unwrap_err();
+        assert_eq!(error, NOT_LAST);
+        let error = read(&of_form(&data, end, Some(19_999))).unwrap_err();
+        assert_eq!(error, NOT_LAST);
+        for length in [exact, None] {
+            let error = read(&of_form(&data, "\r\n--", length)).unwrap_err();
+            assert_eq!(error, BodyError::Incomplete);
+        }
+        let whole = of_form(&data, end, exact);
+        assert_eq!(read(&whole).unwrap(), data);
+        assert!(
+            whole.take_rest().is_some(),
+            "what follows is dropped elsewhere"
+        );
+        assert_eq!(read(&Upload::of_bytes(data.clone().into())).unwrap(), data);
     }
 
     #[test]

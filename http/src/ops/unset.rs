@@ -89,7 +89,7 @@ pub async fn get_object_tagging(
     })
 }
 
-/// s3s would hand a form's file to PutObject, but it gathers the whole file in memory before.
+/// Forms never come this far: the S3 layer would gather a whole file in memory.
 pub async fn post_object(_: &Inner, _: S3Request<PostObjectInput>) -> S3Result<PostObjectOutput> {
     Err(not_implemented("Content-Type"))
 }

@@ -34,6 +34,8 @@ pub struct Checked {
     pub target: Target,
     /// Whether its body is an object's data.
     pub upload: bool,
+    /// Whether its body is a form that makes an object.
+    pub form: bool,
 }
 
 /// What S3 knows as subresources, here or elsewhere.
@@ -160,16 +162,21 @@ pub fn check(parts: &Parts, domains: &Domains) -> Result<Checked, Refusal> {
     let subresource = subresource(&parts.method, target, &query)?;
     parameters(&parts.method, target, subresource, &query)?;
     signature(parts, &query)?;
-    if parts.method == Method::POST && is_form(&parts.headers) {
+    let form = parts.method == Method::POST && is_form(&parts.headers);
+    if form && (target != Target::Bucket || subresource.is_some()) {
         return Err(Refusal::not_implemented(
-            "Form uploads are not implemented.",
+            "A form makes an object in a bucket and does nothing else.",
         ));
     }
     let upload = parts.method == Method::PUT
         && target == Target::Object
         && subresource.is_none()
         && !parts.headers.contains_key("x-amz-copy-source");
-    Ok(Checked { target, upload })
+    Ok(Checked {
+        target,
+        upload,
+        form,
+    })
 }
 
 /// The query's names and values, decoded.
@@ -646,12 +653,16 @@ mod tests {
     }
 
     #[test]
-    fn preflights_and_forms_are_refused() {
+    fn preflights_are_refused_and_forms_known() {
         let asks = [("origin", "x"), ("access-control-request-method", "GET")];
         assert_eq!(code("OPTIONS", "/b/k", &asks), "AccessForbidden");
         assert_eq!(code("OPTIONS", "/b/k", &[]), "BadRequest");
         let form = [("content-type", "Multipart/Form-Data; boundary=x")];
-        assert_eq!(code("POST", "/b", &form), "NotImplemented");
+        assert!(checked("POST", "/b", &form).unwrap().form);
+        for elsewhere in ["/", "/b/k", "/b?delete"] {
+            assert_eq!(code("POST", elsewhere, &form), "NotImplemented");
+        }
+        assert!(!checked("PUT", "/b/k", &form).unwrap().form);
         let long = format!("/b/k?x-a={}", "a".repeat(limits::URI_BYTES_MAX));
         assert_eq!(code("GET", &long, &[]), "RequestURITooLong");
         let many = format!("/b/k?{}", "a=b&".repeat(limits::QUERY_PARAMETERS_MAX + 1));

@@ -9,9 +9,10 @@
 //! 5. What is left of the body is read and dropped, so that a client that is still sending sees
 //!    the status; [`reply`] adds ids.
 //!
-//! No byte of a body is read before its request's signature was checked.
+//! No byte of a body is read before its request's signature was checked; a form ([`form`]) carries its own in its first fields.
 
 pub mod access;
+mod form;
 pub mod guard;
 pub mod host;
 pub mod kms_api;
@@ -44,6 +45,7 @@ use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 use sha2::{Digest, Sha256};
 use tracing::{debug, error};
 
+use crate::body::form::{Fields, File, Head};
 use crate::body::sigv4::{Authorization, Canonical, SigningKey};
 use crate::body::upload::Source;
 use crate::body::{BodyError, Payload, Upload, content_encoding, gather};
@@ -82,6 +84,8 @@ pub struct Service(Rc<Edge>);
 
 struct Edge {
     s3: S3Service,
+    /// The handlers, for what does not come through the S3 layer.
+    store: Box<dyn S3>,
     /// Checks a request's signature and does nothing else.
     doorman: S3Service,
     secrets: Secrets,
@@ -128,6 +132,7 @@ impl Service {
             builder.set_host(settings.domains.clone());
             builder
         };
+        let handlers = Box::new(store.clone());
         let mut unguarded = S3ServiceBuilder::new(store.clone());
         unguarded.set_config(config.clone());
         unguarded.set_host(settings.domains.clone());
@@ -141,6 +146,7 @@ impl Service {
         doorman.set_route(Doorman);
         Self(Rc::new(Edge {
             s3: s3.build(),
+            store: handlers,
             doorman: doorman.build(),
             secrets: settings.secrets,
             domains: settings.domains,
@@ -238,6 +244,11 @@ impl Edge {
         presign_v2::verify(&parts, host_bucket.as_deref(), &self.secrets)?;
         if let Some(place) = guard::place(&parts, &self.domains) {
             parts.extensions.insert(place);
+        }
+        if checked.form
+            && let Some(place) = parts.extensions.get::<guard::Place>().cloned()
+        {
+            return form::answer(self, parts, place, body).await.map_err(failed);
         }
         let is_head_of_bucket =
             parts.method == Method::HEAD && checked.target == guard::Target::Bucket;
@@ -419,6 +430,38 @@ impl Pending {
         let source = self.source.take();
         let source = source.unwrap_or_else(|| Box::pin(Nothing));
         let upload = Upload::new(headers, source, |key| secrets(key));
+        self.upload = Some(upload.clone());
+        upload
+    }
+
+    /// Reads a form up to its file.
+    async fn form_head(&mut self, boundary: &[u8]) -> Result<(Fields, File), BodyError> {
+        self.waits = false;
+        let mut head = Head::new(boundary);
+        let read = async {
+            loop {
+                let source = self.source.as_mut().ok_or(BodyError::Form("it is empty"))?;
+                match poll_fn(|cx| source.as_mut().poll_frame(cx)).await {
+                    None => return Err(BodyError::Form("it ends before its file")),
+                    Some(Err(_)) => return Err(BodyError::Connection),
+                    Some(Ok(frame)) => {
+                        if let Ok(data) = frame.into_data()
+                            && let Some(found) = head.feed(&data)?
+                        {
+                            return Ok(found);
+                        }
+                    }
+                }
+            }
+        };
+        let read = timeout(limits::BODY_STALL_TIMEOUT, read).await;
+        read.unwrap_or(Err(BodyError::Stalled))
+    }
+
+    /// The file of the form whose beginning was read.
+    fn form_file(&mut self, file: File, length: Option<u64>) -> Upload {
+        let source = self.source.take().unwrap_or_else(|| Box::pin(Nothing));
+        let upload = Upload::of_form(source, file, length);
         self.upload = Some(upload.clone());
         upload
     }

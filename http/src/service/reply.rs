@@ -13,7 +13,7 @@ use s3s::Body;
 /// handler to here. It never leaves the server.
 pub const ELEMENT: HeaderName = HeaderName::from_static("x-strongroom-error-element");
 
-const DECLARATION: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>";
+pub(super) const DECLARATION: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>";
 
 /// A refusal that never reached the S3 layer.
 #[derive(Debug, PartialEq, Eq)]
@@ -228,7 +228,7 @@ fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
     Some(&rest[..rest.find(close)?])
 }
 
-fn element(out: &mut String, name: &str, value: &str) {
+pub(super) fn element(out: &mut String, name: &str, value: &str) {
     // Writing to a string cannot fail.
     let _ = write!(out, "<{name}>");
     for c in value.chars() {
