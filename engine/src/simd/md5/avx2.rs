@@ -5,7 +5,7 @@
 
 use core::arch::x86_64::*;
 
-use super::steps::SINES;
+use super::steps::sines;
 use super::{Block, LANES, States};
 
 /// The CPU has AVX2.
@@ -47,6 +47,7 @@ fn compress<const N: usize>(states: &mut States, lanes: &[&[Block]; LANES], coun
             *vector = load_words(lanes);
         }
     }
+    let sines = sines();
     for n in 0..count {
         let mut block = [[_mm256_setzero_si256(); N]; 16];
         for set in 0..N {
@@ -57,7 +58,7 @@ fn compress<const N: usize>(states: &mut States, lanes: &[&[Block]; LANES], coun
                 block[word + 8][set] = high[word];
             }
         }
-        state = after_block!(state, &block);
+        state = after_block!(state, &block, sines);
     }
     for (word, lanes) in state.iter().zip(states.iter_mut()) {
         for (vector, lanes) in word.iter().zip(lanes.as_chunks_mut().0) {

@@ -4,7 +4,7 @@
 
 use core::arch::x86_64::*;
 
-use super::steps::SINES;
+use super::steps::sines;
 use super::{Block, LANES, States};
 
 /// The CPU has AVX-512F.
@@ -29,9 +29,10 @@ fn compress(states: &mut States, lanes: &[&[Block]; LANES], count: usize) {
     for (vector, words) in state.iter_mut().zip(states.iter()) {
         *vector = load_words(words);
     }
+    let sines = sines();
     for n in 0..count {
         let block = transposed(lanes, n);
-        state = after_block!(state, &block);
+        state = after_block!(state, &block, sines);
     }
     for (vector, words) in state.iter().zip(states.iter_mut()) {
         store_words(*vector, words);

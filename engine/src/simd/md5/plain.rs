@@ -1,17 +1,18 @@
 //! One stream, on any CPU: a word is a `u32`.
 
 use super::Block;
-use super::steps::SINES;
+use super::steps::sines;
 
 /// Takes `blocks` into `state`.
 pub fn compress(state: &mut [u32; 4], blocks: &[Block]) {
+    let sines = sines();
     for block in blocks {
         let (bytes, _) = block.as_chunks();
         let mut words = [0; 16];
         for (word, bytes) in words.iter_mut().zip(bytes) {
             *word = u32::from_le_bytes(*bytes);
         }
-        *state = after_block!(*state, &words);
+        *state = after_block!(*state, &words, sines);
     }
 }
 
