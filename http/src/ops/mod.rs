@@ -40,6 +40,7 @@ mod delete_objects;
 mod get_object;
 mod get_object_attributes;
 mod intake;
+mod lanes;
 mod list_multipart_uploads;
 mod list_objects;
 mod list_parts;
@@ -94,13 +95,19 @@ struct Inner {
     shard: Rc<Shard>,
     kms: Arc<Kms>,
     config: Config,
+    lanes: lanes::Lanes,
 }
 
 impl Store {
     /// To be made and used on the shard's own thread.
     pub fn new(shard: Rc<Shard>, kms: Arc<Kms>, config: Config) -> Self {
         Store {
-            inner: SendWrapper::new(Rc::new(Inner { shard, kms, config })),
+            inner: SendWrapper::new(Rc::new(Inner {
+                shard,
+                kms,
+                config,
+                lanes: lanes::Lanes::default(),
+            })),
         }
     }
 }
