@@ -77,8 +77,8 @@ impl Source {
         while let Some(frame) = frames.next().await {
             let frame = frame.at(self.at())?;
             self.object_key.check(self.at())?;
-            intake.update(&frame);
             stream.write(&frame).await.at(target)?;
+            intake.update(&frame).await;
         }
         Ok(())
     }

@@ -76,7 +76,7 @@ pub async fn copy_object(
     let kept = object.checksum.as_deref().map(checksum::names);
     let kept = kept.and_then(|names| names.first().map(|n| n.algorithm));
     let algorithm = asked.or(kept).unwrap_or(Algorithm::DEFAULT);
-    let hasher = EtagHasher::internal(inner.config.etag, mode);
+    let hasher = EtagHasher::internal(&inner.lanes, inner.config.etag, mode);
     let mut intake = Intake::new(Announced::Nothing, hasher, Some(algorithm));
     let target = Target {
         bucket: bucket.clone(),

@@ -3,20 +3,22 @@
 //! - Where the mode of encryption or the server's choice makes ETags opaque, no MD5 is computed, unless the client sent one to
 //!   be checked.
 //! - An opaque ETag is random; for objects that clients would compare by MD5 it ends in `-1`, which none takes for an MD5.
-//! - All MD5s of bodies are computed by [`EtagHasher`].
+//! - All MD5s of bodies are computed by [`EtagHasher`], in the lanes that the uploads of a core share.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use http::HeaderMap;
 use md5::{Digest, Md5};
 use s3s::{S3Result, s3_error};
 use strongroom_engine::record::Mode;
 
+use super::lanes::{Hasher, Lanes};
 use crate::config::Etag;
 
 /// The ETag of one body in the making, and the check of its `Content-MD5`.
 pub struct EtagHasher {
-    md5: Option<Md5>,
+    md5: Option<Hasher>,
     announced: Option<[u8; 16]>,
     opaque: Option<Opaque>,
 }
@@ -31,17 +33,27 @@ enum Opaque {
 
 impl EtagHasher {
     /// For a body sealed in `encryption` that came with these headers.
-    pub fn new(mode: Etag, encryption: Option<Mode>, headers: &HeaderMap) -> S3Result<Self> {
+    pub fn new(
+        lanes: &Lanes,
+        mode: Etag,
+        encryption: Option<Mode>,
+        headers: &HeaderMap,
+    ) -> S3Result<Self> {
         let announced = headers.get("content-md5").map(parse_md5).transpose()?;
-        Ok(Self::with(mode, encryption, announced))
+        Ok(Self::with(lanes, mode, encryption, announced))
     }
 
     /// For a body that comes from within.
-    pub fn internal(mode: Etag, encryption: Option<Mode>) -> Self {
-        Self::with(mode, encryption, None)
+    pub fn internal(lanes: &Lanes, mode: Etag, encryption: Option<Mode>) -> Self {
+        Self::with(lanes, mode, encryption, None)
     }
 
-    fn with(mode: Etag, encryption: Option<Mode>, announced: Option<[u8; 16]>) -> Self {
+    fn with(
+        lanes: &Lanes,
+        mode: Etag,
+        encryption: Option<Mode>,
+        announced: Option<[u8; 16]>,
+    ) -> Self {
         let opaque = match (encryption, mode) {
             (Some(Mode::SseKms | Mode::SseC), _) => Some(Opaque::Bare),
             (_, Etag::Opaque) => Some(Opaque::Marked),
@@ -49,21 +61,21 @@ impl EtagHasher {
         };
         let needed = opaque.is_none() || announced.is_some();
         EtagHasher {
-            md5: needed.then(Md5::new),
+            md5: needed.then(|| lanes.begin()),
             announced,
             opaque,
         }
     }
 
-    pub fn update(&mut self, bytes: &[u8]) {
+    pub async fn update(&mut self, frame: &Bytes) {
         if let Some(md5) = &mut self.md5 {
-            md5.update(bytes);
+            md5.update(frame).await;
         }
     }
 
     /// The ETag, without quotes.
     pub fn finish(self) -> S3Result<String> {
-        let md5: Option<[u8; 16]> = self.md5.map(|md5| md5.finalize().into());
+        let md5 = self.md5.map(Hasher::finish);
         if let Some(announced) = self.announced
             && md5 != Some(announced)
         {
@@ -121,14 +133,15 @@ fn random() -> String {
 
 #[cfg(test)]
 mod tests {
+    use futures_lite::future::block_on;
     use http::HeaderValue;
 
     use super::*;
 
     fn etag(mode: Etag, encryption: Option<Mode>) -> String {
-        let mut hasher = EtagHasher::internal(mode, encryption);
-        hasher.update(b"ab");
-        hasher.update(b"c");
+        let mut hasher = EtagHasher::internal(&Lanes::default(), mode, encryption);
+        block_on(hasher.update(&Bytes::from_static(b"ab")));
+        block_on(hasher.update(&Bytes::from_static(b"c")));
         hasher.finish().expect("nothing announced")
     }
 
@@ -157,9 +170,10 @@ mod tests {
             )])
         };
         for mode in [Etag::Md5, Etag::Opaque] {
-            let finish = |value, body: &[u8]| {
-                let mut hasher = EtagHasher::new(mode, None, &headers(value))?;
-                hasher.update(body);
+            let finish = |value, body: &'static [u8]| {
+                let lanes = Lanes::default();
+                let mut hasher = EtagHasher::new(&lanes, mode, None, &headers(value))?;
+                block_on(hasher.update(&Bytes::from_static(body)));
                 hasher.finish()
             };
             let code = |r: S3Result<String>| r.err().map(|e| e.code().as_str().to_owned());

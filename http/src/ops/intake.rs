@@ -111,11 +111,12 @@ impl Intake {
         }
     }
 
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.etag.update(bytes);
+    /// Takes the next frame. Other uploads may get a turn at its end, so it should be the last that is done with the frame.
+    pub async fn update(&mut self, frame: &Bytes) {
         for hasher in &mut self.hashers {
-            hasher.update(bytes);
+            hasher.update(frame);
         }
+        self.etag.update(frame).await;
     }
 
     /// Checks what was announced against what came.
@@ -133,15 +134,16 @@ impl Intake {
 mod tests {
     use futures_lite::future::block_on;
 
+    use super::super::lanes::Lanes;
     use super::*;
     use crate::config::Etag;
 
     #[test]
     fn each_algorithm_is_computed_once() {
         let intake = |announced, also| {
-            let etag = EtagHasher::internal(Etag::Md5, None);
+            let etag = EtagHasher::internal(&Lanes::default(), Etag::Md5, None);
             let mut intake = Intake::new(announced, etag, also);
-            intake.update(b"123456789");
+            block_on(intake.update(&Bytes::from_static(b"123456789")));
             intake
                 .finish(&HeaderMap::new())
                 .expect("nothing to check")

@@ -42,6 +42,7 @@ mod delete_objects;
 mod get_object;
 mod get_object_attributes;
 mod intake;
+mod lanes;
 mod list_multipart_uploads;
 mod list_objects;
 mod list_parts;
@@ -103,6 +104,7 @@ struct Inner {
     shard: Rc<Shard>,
     keys: Rc<Keys>,
     config: Config,
+    lanes: lanes::Lanes,
 }
 
 impl Inner {
@@ -129,6 +131,7 @@ impl Store {
                 shard,
                 keys,
                 config,
+                lanes: lanes::Lanes::default(),
             })),
         }
     }

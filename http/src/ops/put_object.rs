@@ -43,7 +43,7 @@ pub async fn put_object(
 
     let new = sse::new_key(&inner.keys, &choice, at).await?;
     let mode = new.encryption.as_ref().map(|e| e.mode);
-    let hasher = EtagHasher::new(inner.config.etag, mode, headers)?;
+    let hasher = EtagHasher::new(&inner.lanes, inner.config.etag, mode, headers)?;
     let default = match announced.algorithm() {
         Some(_) => None,
         None => Some(Algorithm::DEFAULT),
@@ -60,8 +60,8 @@ pub async fn put_object(
     let mut stream = inner.shard.put(target, new.key.secret()).await.at(at)?;
     while let Some(frame) = incoming.next().await {
         let frame = frame?;
-        intake.update(&frame);
         stream.write(&frame).await.at(at)?;
+        intake.update(&frame).await;
     }
     let taken = intake.finish(&incoming.trailers())?;
     let finish = Finish {

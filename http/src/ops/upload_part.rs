@@ -39,13 +39,13 @@ pub async fn upload_part(
         return Err(entity_too_large(size, PUT_BYTES_MAX));
     }
     let mode = part.upload.encryption.as_ref().map(|e| e.mode);
-    let hasher = EtagHasher::new(inner.config.etag, mode, headers)?;
+    let hasher = EtagHasher::new(&inner.lanes, inner.config.etag, mode, headers)?;
     let (object_key, mut stream) = part.begin(inner, opened, at, size).await?;
     let mut intake = part.intake(announced, hasher);
     while let Some(frame) = incoming.next().await {
         let frame = frame?;
-        intake.update(&frame);
         stream.write(&frame).await.at(at)?;
+        intake.update(&frame).await;
     }
     let taken = intake.finish(&incoming.trailers())?;
     commit(stream, &taken, &object_key, at).await?;
