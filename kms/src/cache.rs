@@ -26,8 +26,20 @@ pub struct CacheLimits {
     pub used: Duration,
     /// How long one is good for that nobody asks for.
     pub unused: Duration,
-    /// How long one may serve reads while the service cannot be reached; zero: no longer than otherwise.
+    /// How long reads are served while the service cannot be reached, counted from when it last
+    /// answered; zero: each data key for as long as otherwise.
     pub offline: Duration,
+}
+
+impl CacheLimits {
+    /// How long a data key is kept for the case that the service cannot be reached: long enough for one
+    /// that was about to be fetched again when it went away.
+    fn kept(&self) -> Duration {
+        match self.offline {
+            Duration::ZERO => Duration::ZERO,
+            offline => self.used.saturating_add(offline),
+        }
+    }
 }
 
 impl Default for CacheLimits {
@@ -127,7 +139,7 @@ impl Cache {
         let age = now.saturating_duration_since(entry.fetched);
         let idle = now.saturating_duration_since(entry.asked);
         let fresh = age < limits.used && idle < limits.unused;
-        if !fresh && age >= limits.offline {
+        if !fresh && age >= limits.kept() {
             self.remove(id);
             return Found::Nothing;
         }
@@ -216,7 +228,7 @@ impl Cache {
             .filter(|(_, entry)| {
                 let age = now.saturating_duration_since(entry.fetched);
                 let idle = now.saturating_duration_since(entry.asked);
-                (age >= limits.used || idle >= limits.unused) && age >= limits.offline
+                (age >= limits.used || idle >= limits.unused) && age >= limits.kept()
             })
             .map(|(id, _)| *id)
             .collect();
@@ -407,9 +419,9 @@ mod tests {
         bench.put(1, "k", 0);
         assert_eq!(bench.get(1, 10), "fresh");
         assert_eq!(bench.get(1, 50), "stale");
-        bench.cache.sweep(bench.at(599));
-        assert_eq!(bench.get(1, 599), "stale");
-        assert_eq!(bench.get(1, 600), "nothing");
+        bench.cache.sweep(bench.at(699));
+        assert_eq!(bench.get(1, 699), "stale");
+        assert_eq!(bench.get(1, 700), "nothing");
         assert_eq!(bench.dirty(), 0);
     }
 

@@ -6,8 +6,8 @@
 //!   microseconds, so keeping it in clear would only be a risk.
 //! - A bucket key is a data key of a whole bucket: one call per bucket and interval, and each object's key
 //!   derived from it. See `FORMAT.md`.
-//! - What a service elsewhere takes away is noticed when a key is next asked for; a stream that goes on for
-//!   longer asks again at its lease's `renew_by`. So such a change takes effect within `used`.
+//! - What a service elsewhere takes away takes effect within `used`: a data key is asked for again by then,
+//!   and where streams go on for longer, [`Keys::renew`] asks for them, see [`crate::confirm`].
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -18,9 +18,10 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::cache::{BucketId, BucketKey, Cache, CacheLimits, Found, Id};
+use crate::confirm::Question;
 use crate::error::{Error, KeyProblem, Outage, Place};
 use crate::flight::Flights;
-use crate::kes::client::KesClient;
+use crate::kes::client::{KesClient, KesKey};
 use crate::lease::{KeyLease, Standing};
 use crate::random;
 use crate::seal;
@@ -124,9 +125,19 @@ pub struct Keys {
     clock: Box<dyn Fn() -> Instant>,
 }
 
+/// What a data key is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Read,
+    Write,
+}
+
 /// What derives an object's data key from a bucket key.
 const PURPOSE_BUCKET_KEY: &[u8] = b"strongroom bucket key v1";
 const SALT: usize = 32;
+/// A key is asked for again early enough for an answer: the timeout, and this for the second between two
+/// looks.
+const RENEW_MARGIN: Duration = Duration::from_secs(2);
 
 impl Keys {
     /// The keys of one core. New ones come from KES if that is given, else from the static key that `kms`
@@ -247,14 +258,15 @@ impl Keys {
         let open = match open {
             Some(open) => open,
             None => {
-                self.open_at_source(
-                    self.writes,
-                    name,
-                    bucket_key.version,
-                    &bucket_key.ciphertext,
-                    &bucket_context,
-                )
-                .await?
+                let sealed = StoredDataKey {
+                    source: self.writes,
+                    key: name,
+                    version: bucket_key.version,
+                    ciphertext: &bucket_key.ciphertext,
+                    bucket_key: false,
+                };
+                self.open_at_source(&sealed, &bucket_context, Use::Write)
+                    .await?
             }
         };
         let salt: [u8; SALT] = random::array();
@@ -279,23 +291,19 @@ impl Keys {
         bucket: &str,
     ) -> Result<OpenKey, Error> {
         let canonical = context.canonical();
-        let StoredDataKey {
-            source,
-            key,
-            version,
-            ciphertext,
-            bucket_key,
-        } = *stored;
-        if !bucket_key {
-            return self
-                .open_at_source(source, key, version, ciphertext, &canonical)
-                .await;
+        if !stored.bucket_key {
+            return self.open_at_source(stored, &canonical, Use::Read).await;
         }
-        let (salt, sealed) = ciphertext
+        let (salt, ciphertext) = stored
+            .ciphertext
             .split_first_chunk::<SALT>()
-            .ok_or_else(|| Error::Corrupt(Place::DataKey(key.to_owned())))?;
+            .ok_or_else(|| Error::Corrupt(Place::DataKey(stored.key.to_owned())))?;
+        let sealed = StoredDataKey {
+            ciphertext,
+            ..*stored
+        };
         let open = self
-            .open_at_source(source, key, version, sealed, &bucket_context(bucket))
+            .open_at_source(&sealed, &bucket_context(bucket), Use::Read)
             .await?;
         Ok(OpenKey {
             plaintext: derive_from_bucket_key(&open.plaintext, salt, &canonical),
@@ -303,25 +311,61 @@ impl Keys {
         })
     }
 
-    /// Whether an opened key may still be used: by its lease, and by asking the service again when the
-    /// lease's time is over. A stream calls this now and then, and an upload before it commits.
-    pub async fn confirm(
-        &self,
-        lease: &mut KeyLease,
-        stored: &StoredDataKey<'_>,
-        context: &Context,
-        bucket: &str,
-    ) -> Result<(), Error> {
-        lease.check()?;
-        if lease.renew_by().is_some_and(|by| by <= (self.clock)()) {
-            *lease = self.open(stored, context, bucket).await?.lease;
-        }
-        Ok(())
+    /// Forgets the data keys whose time is over, and what was not confirmed in time; called every second
+    /// on every core.
+    pub fn sweep(&self) {
+        let now = (self.clock)();
+        self.cache().sweep(now);
+        let standing = match self.may_read_stale() {
+            true => Standing::Stale,
+            false => Standing::Unconfirmed,
+        };
+        let (kms, used) = (&self.kms, self.options.cache.used);
+        kms.confirmations.older_than(used, now, |name, _| {
+            kms.remote_leases.note(name, Source::Kes as u32, standing);
+        });
     }
 
-    /// Forgets the data keys whose time is over; called every few seconds.
-    pub fn sweep(&self) {
-        self.cache().sweep((self.clock)());
+    /// Asks KES again for the keys in use that it has not confirmed for long; called every second on one
+    /// core.
+    pub async fn renew(&self) {
+        let (kms, used) = (&self.kms, self.options.cache.used);
+        kms.remote_leases.prune();
+        kms.confirmations
+            .retain(|name| kms.remote_leases.is_in_use(name, Source::Kes as u32));
+        let early = (used / 4).min(self.options.timeout + RENEW_MARGIN);
+        let mut due = Vec::new();
+        kms.confirmations
+            .older_than(used - early, (self.clock)(), |name, by| {
+                due.push((name.to_owned(), by.clone()));
+            });
+        for (name, question) in due {
+            if kms.is_sealed() {
+                return;
+            }
+            match self.ask_again(&name, question).await {
+                // The service is away, for the other keys too.
+                Err(Error::Outage(_)) => return,
+                // What it opened once it must open again: this is another key of the same name.
+                Err(Error::Corrupt(_)) => {
+                    kms.remote_leases.retire(&name, Source::Kes as u32);
+                    kms.confirmations.forget(&name);
+                    kms.flush(Some(&name));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Asks KES about the key for whatever names none: whether it answers, and whether it has that key.
+    pub async fn probe(&self) -> Result<KesKey, Error> {
+        let deadline = self.deadline();
+        let answer = self
+            .kes_client()?
+            .describe_key(&self.default_key, deadline)
+            .await;
+        self.note_answer(&answer);
+        answer
     }
 
     /// Data keys in memory.
@@ -353,22 +397,8 @@ impl Keys {
             }
             Source::Kes => {
                 let lease = self.kms.remote_lease(Source::Kes, name)?;
-                let answer = self
-                    .asked(self.kes_client()?.generate(name, context, self.deadline()))
-                    .await;
-                // A policy may forbid making data keys and allow opening them.
-                if !matches!(
-                    answer,
-                    Err(Error::KeyState {
-                        problem: KeyProblem::NotAuthorized,
-                        ..
-                    })
-                ) {
-                    self.note(name, &answer);
-                }
-                let (plaintext, ciphertext) = answer?;
+                let (plaintext, ciphertext) = self.generate_at_kes(name, context).await?;
                 lease.check()?;
-                let lease = lease.until((self.clock)() + self.options.cache.used);
                 Ok(self.new_remote(name, plaintext, ciphertext, lease))
             }
         }
@@ -394,15 +424,16 @@ impl Keys {
 
     async fn open_at_source(
         &self,
-        source: Source,
-        name: &str,
-        version: u32,
-        ciphertext: &[u8],
+        stored: &StoredDataKey<'_>,
         context: &[u8],
+        to: Use,
     ) -> Result<OpenKey, Error> {
-        match source {
+        let (name, ciphertext) = (stored.key, stored.ciphertext);
+        match stored.source {
             Source::Embedded => {
-                let opened = self.kms.open_embedded(name, version, ciphertext, context)?;
+                let opened =
+                    self.kms
+                        .open_embedded(name, stored.version, ciphertext, context)?;
                 Ok(OpenKey {
                     plaintext: opened.plaintext,
                     lease: opened.lease,
@@ -414,7 +445,10 @@ impl Keys {
                     .with_static_key(name, |key| key.open(ciphertext, context))?;
                 Ok(OpenKey { plaintext, lease })
             }
-            Source::Kes => self.open_at_kes(name, version, ciphertext, context).await,
+            Source::Kes => {
+                self.open_at_kes(name, stored.version, ciphertext, context, to)
+                    .await
+            }
         }
     }
 
@@ -424,6 +458,7 @@ impl Keys {
         version: u32,
         ciphertext: &[u8],
         context: &[u8],
+        to: Use,
     ) -> Result<OpenKey, Error> {
         let lease = self.kms.remote_lease(Source::Kes, name)?;
         let id = Id::new(Source::Kes, name, version, ciphertext, context);
@@ -445,15 +480,9 @@ impl Keys {
                     Found::Nothing => None,
                 },
                 || async {
-                    let client = self.kes_client()?;
-                    let answer = self
-                        .asked(client.decrypt(name, ciphertext, context, self.deadline()))
-                        .await;
-                    self.note(name, &answer);
-                    let plaintext = answer?;
+                    let plaintext = self.decrypt_at_kes(name, ciphertext, context).await?;
                     lease.check()?;
                     let now = (self.clock)();
-                    let lease = lease.until(now + self.options.cache.used);
                     self.cache().put(id, name, &plaintext, &lease, now);
                     Ok(OpenKey { plaintext, lease })
                 },
@@ -462,7 +491,7 @@ impl Keys {
         match (fetched, stale) {
             // Only where the operator asked for it, and only for what was read before.
             (Err(Error::Outage(Outage::Unreachable(_))), Some(stale))
-                if stale.lease.check().is_ok() =>
+                if to == Use::Read && self.may_read_stale() && stale.lease.check().is_ok() =>
             {
                 stats.stale_hits.fetch_add(1, Ordering::Relaxed);
                 Ok(stale)
@@ -471,11 +500,101 @@ impl Keys {
         }
     }
 
+    async fn generate_at_kes(
+        &self,
+        name: &str,
+        context: &[u8],
+    ) -> Result<(DataKey, Vec<u8>), Error> {
+        let asked = (self.clock)();
+        let client = self.kes_client()?;
+        let answer = self
+            .asked(client.generate(name, context, self.deadline()))
+            .await;
+        if answer.is_ok() {
+            let context = context.to_vec();
+            let question = Question::Generate { context };
+            self.kms.confirmations.confirm(name, question, asked);
+        }
+        // A policy may forbid making data keys and allow opening them.
+        if !matches!(
+            answer,
+            Err(Error::KeyState {
+                problem: KeyProblem::NotAuthorized,
+                ..
+            })
+        ) {
+            self.note(name, &answer);
+        }
+        answer
+    }
+
+    async fn decrypt_at_kes(
+        &self,
+        name: &str,
+        ciphertext: &[u8],
+        context: &[u8],
+    ) -> Result<DataKey, Error> {
+        let asked = (self.clock)();
+        let client = self.kes_client()?;
+        let answer = self
+            .asked(client.decrypt(name, ciphertext, context, self.deadline()))
+            .await;
+        if answer.is_ok() {
+            let question = Question::Decrypt {
+                ciphertext: ciphertext.to_vec(),
+                context: context.to_vec(),
+            };
+            self.kms.confirmations.confirm(name, question, asked);
+        }
+        self.note(name, &answer);
+        answer
+    }
+
+    async fn ask_again(&self, name: &str, question: Question) -> Result<(), Error> {
+        match question {
+            Question::Decrypt {
+                ciphertext,
+                context,
+            } => {
+                self.decrypt_at_kes(name, &ciphertext, &context).await?;
+            }
+            Question::Generate { context } => {
+                let answer = self.generate_at_kes(name, &context).await;
+                if let Err(Error::KeyState {
+                    problem: KeyProblem::NotAuthorized,
+                    ..
+                }) = answer
+                {
+                    // Nothing was ever opened under it, so nothing else can say that it may be used.
+                    self.note(name, &answer);
+                }
+                answer?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether reads may go on without KES now: only if that was asked for, and for so long.
+    fn may_read_stale(&self) -> bool {
+        let now = (self.clock)();
+        self.kms
+            .confirmations
+            .last_answer()
+            .is_some_and(|at| now.saturating_duration_since(at) < self.options.cache.offline)
+    }
+
+    fn note_answer<T>(&self, answer: &Result<T, Error>) {
+        if !matches!(answer, Err(Error::Outage(_))) {
+            self.kms.confirmations.note_answer((self.clock)());
+        }
+    }
+
     /// Counts a call of the key service.
     async fn asked<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let stats = &self.kms.stats;
         stats.calls.fetch_add(1, Ordering::Relaxed);
         let answer = call.await;
+        self.note_answer(&answer);
         if matches!(answer, Err(Error::Outage(_))) {
             stats.outages.fetch_add(1, Ordering::Relaxed);
         }
@@ -496,6 +615,9 @@ impl Keys {
             }) => Standing::NotAuthorized,
             Err(_) => return,
         };
+        if standing != Standing::Good {
+            self.kms.confirmations.forget(name);
+        }
         self.kms.note_remote(Source::Kes, name, standing);
     }
 

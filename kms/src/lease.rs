@@ -7,6 +7,9 @@
 //!
 //! Version numbers of a name are never used twice, so a destroyed version stays destroyed whatever is
 //! made under its name later.
+//!
+//! A key elsewhere has one lease for all who use it. It is good for as long as its service says so often
+//! enough; see [`crate::confirm`].
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -17,10 +20,7 @@ use crate::error::{Error, KeyProblem, Outage};
 
 /// The standing of the key version that a data key is sealed under.
 #[derive(Clone)]
-pub struct KeyLease {
-    cell: Arc<Cell>,
-    renew_by: Option<Instant>,
-}
+pub struct KeyLease(Arc<Cell>);
 
 /// While this lives, the version it was taken on is not taken away.
 pub struct KeyHold(Arc<Cell>);
@@ -36,6 +36,10 @@ pub(crate) enum Standing {
     /// So says a key service elsewhere, and may say otherwise later.
     NotFound,
     NotAuthorized,
+    /// The service elsewhere cannot be asked, and reads may go on without it.
+    Stale,
+    /// The service elsewhere could not be asked for too long.
+    Unconfirmed,
     Sealed,
 }
 
@@ -50,18 +54,19 @@ const WAIT_STEP: Duration = Duration::from_millis(1);
 const WAIT_WARN: Duration = Duration::from_secs(5);
 
 impl KeyLease {
-    /// Whether the key may still be used; if not, why.
+    /// Whether the key may still be used to read; if not, why.
     pub fn check(&self) -> Result<(), Error> {
-        let problem = match self.cell.standing() {
-            Standing::Good => return Ok(()),
+        let problem = match self.0.standing() {
+            Standing::Good | Standing::Stale => return Ok(()),
             Standing::Disabled => KeyProblem::Disabled,
             Standing::PendingDeletion => KeyProblem::PendingDeletion,
             Standing::Destroyed => KeyProblem::Destroyed,
             Standing::NotFound => KeyProblem::NotFound,
             Standing::NotAuthorized => KeyProblem::NotAuthorized,
+            Standing::Unconfirmed => return Err(self.unconfirmed()),
             Standing::Sealed => return Err(Outage::Sealed.into()),
         };
-        Err(Error::key(&self.cell.name, problem))
+        Err(Error::key(&self.0.name, problem))
     }
 
     /// Keeps the key from being taken away for as long as the hold lives: from before a commit until
@@ -69,23 +74,19 @@ impl KeyLease {
     pub fn hold(&self) -> Result<KeyHold, Error> {
         // Counted first, asked second. Whoever takes the key away changes the standing first and looks
         // at the count second, so one of the two sees the other.
-        self.cell.holds.fetch_add(1, Ordering::SeqCst);
-        let hold = KeyHold(Arc::clone(&self.cell));
-        self.check()?;
-        Ok(hold)
-    }
-
-    /// When to ask the key service again, for a key that may change without this server being told.
-    #[must_use]
-    pub fn renew_by(&self) -> Option<Instant> {
-        self.renew_by
-    }
-
-    pub(crate) fn until(self, renew_by: Instant) -> Self {
-        Self {
-            renew_by: Some(renew_by),
-            ..self
+        self.0.holds.fetch_add(1, Ordering::SeqCst);
+        let hold = KeyHold(Arc::clone(&self.0));
+        match self.0.standing() {
+            Standing::Stale => Err(self.unconfirmed()),
+            _ => self.check().map(|()| hold),
         }
+    }
+
+    fn unconfirmed(&self) -> Error {
+        let name = &self.0.name;
+        Error::unreachable(format!(
+            "whether key {name:?} may still be used is not known"
+        ))
     }
 }
 
@@ -104,6 +105,8 @@ impl Cell {
             3 => Standing::Destroyed,
             4 => Standing::NotFound,
             5 => Standing::NotAuthorized,
+            6 => Standing::Stale,
+            7 => Standing::Unconfirmed,
             _ => Standing::Sealed,
         }
     }
@@ -118,20 +121,41 @@ pub(crate) struct Leases {
 impl Leases {
     /// A lease on a version that is good now; the caller keeps it from changing meanwhile.
     pub(crate) fn lease(&self, name: &str, version: u32) -> KeyLease {
-        let cell = self
-            .cells()
-            .entry((name.to_owned(), version))
-            .or_insert_with(|| {
-                Arc::new(Cell {
-                    name: name.to_owned(),
-                    standing: AtomicU8::new(Standing::Good as u8),
-                    holds: AtomicUsize::new(0),
-                })
+        let mut cells = self.cells();
+        let cell = cells.entry((name.to_owned(), version)).or_insert_with(|| {
+            Arc::new(Cell {
+                name: name.to_owned(),
+                standing: AtomicU8::new(Standing::Good as u8),
+                holds: AtomicUsize::new(0),
             })
-            .clone();
-        KeyLease {
-            cell,
-            renew_by: None,
+        });
+        KeyLease(Arc::clone(cell))
+    }
+
+    /// Whether anybody has a lease on the version.
+    pub(crate) fn is_in_use(&self, name: &str, version: u32) -> bool {
+        self.cells()
+            .get(&(name.to_owned(), version))
+            .is_some_and(|cell| Arc::strong_count(cell) > 1)
+    }
+
+    /// Forgets the versions that nobody has a lease on. For keys elsewhere: clients name them as they
+    /// like, and their service knows what became of them.
+    pub(crate) fn prune(&self) {
+        self.cells().retain(|_, cell| Arc::strong_count(cell) > 1);
+    }
+
+    /// How many versions are known.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.cells().len()
+    }
+
+    /// Ends all leases on a version for good; later ones begin anew.
+    pub(crate) fn retire(&self, name: &str, version: u32) {
+        if let Some(cell) = self.cells().remove(&(name.to_owned(), version)) {
+            cell.standing
+                .store(Standing::Destroyed as u8, Ordering::SeqCst);
         }
     }
 
@@ -228,6 +252,36 @@ mod tests {
         }
         leases.follow(|_, _| Standing::Sealed);
         assert!(matches!(two.check(), Err(Error::Outage(Outage::Sealed))));
+    }
+
+    #[test]
+    fn a_stale_lease_reads_and_does_not_write() {
+        let leases = Leases::default();
+        let lease = leases.lease("k", 3);
+        leases.note("k", 3, Standing::Stale);
+        assert!(lease.check().is_ok() && lease.hold().is_err());
+        leases.note("k", 3, Standing::Unconfirmed);
+        assert!(matches!(
+            lease.check(),
+            Err(Error::Outage(Outage::Unreachable(_)))
+        ));
+        leases.note("k", 3, Standing::Good);
+        assert!(lease.hold().is_ok());
+        assert_eq!(lease.0.holds.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn leases_that_nobody_has_are_forgotten_and_retired_ones_stay_lost() {
+        let leases = Leases::default();
+        let (kept, retired) = (leases.lease("kept", 3), leases.lease("retired", 3));
+        drop(leases.lease("gone", 3));
+        assert!(leases.is_in_use("kept", 3) && !leases.is_in_use("gone", 3));
+        leases.prune();
+        assert_eq!(leases.len(), 2);
+        leases.retire("retired", 3);
+        let again = leases.lease("retired", 3);
+        leases.note("retired", 3, Standing::Good);
+        assert!(retired.check().is_err() && again.check().is_ok() && kept.check().is_ok());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod cache;
 mod ciphertext;
+mod confirm;
 mod context;
 mod error;
 mod flight;
@@ -30,10 +31,11 @@ mod time;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
 use cache::Cache;
+use confirm::Confirmations;
 use keystore::Keystore;
 use keystore::files::Files;
 use lease::{Leases, Standing};
@@ -74,12 +76,20 @@ const LOCAL_VERSION: u8 = 1;
 pub struct Kms {
     keystore: Keystore,
     local: secret::Secret32,
-    static_key: RwLock<Option<StaticKey>>,
+    static_key: RwLock<Option<StaticSlot>>,
     /// Leases on keys that are not in the keystore. A seal takes them, and what their service says.
     remote_leases: Leases,
+    confirmations: Confirmations,
     /// The caches of all cores, to be flushed when a key is taken away.
     caches: Mutex<Vec<Weak<Mutex<Cache>>>>,
     stats: Stats,
+}
+
+/// The static key and where it comes from. Its name stays when a seal drops the key.
+struct StaticSlot {
+    name: String,
+    read: Box<dyn Fn() -> Result<StaticKey, Error> + Send + Sync>,
+    key: Option<StaticKey>,
 }
 
 /// Counters of all cores since the start.
@@ -191,6 +201,7 @@ impl Kms {
             local: root.derive(PURPOSE_LOCAL),
             static_key: RwLock::default(),
             remote_leases: Leases::default(),
+            confirmations: Confirmations::default(),
             caches: Mutex::default(),
             stats: Stats::default(),
         }
@@ -299,10 +310,9 @@ impl Kms {
     /// restart too, until [`Kms::unseal`].
     pub fn seal(&self) -> Result<(), Error> {
         self.keystore.seal(|| {
-            *self
-                .static_key
-                .write()
-                .unwrap_or_else(PoisonError::into_inner) = None;
+            if let Some(slot) = self.static_slot().as_mut() {
+                slot.key = None;
+            }
             let lost = self.remote_leases.set(|_, _| Standing::Sealed);
             self.flush(None);
             lost
@@ -318,21 +328,27 @@ impl Kms {
     pub fn unseal(&self, root: &RootKey) -> Result<(), Error> {
         self.keystore.unseal(root, || {
             self.remote_leases.follow(|_, _| Standing::Good);
-        })
+        })?;
+        self.load_static_key()
     }
 
-    /// Gives the service a static key, at the start and after each unsealing: a seal drops it.
-    pub fn set_static_key(&self, key: StaticKey) -> Result<(), Error> {
-        let mut held = self
-            .static_key
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        // Asked under the lock: a seal empties the keystore before it comes here.
-        if self.is_sealed() {
-            return Err(Outage::Sealed.into());
+    /// Gives the service a static key, which serves all new data keys of cores made later unless those
+    /// have KES. It is read now, and again after each unsealing, since a seal drops it.
+    pub fn set_static_key(
+        &self,
+        read: impl Fn() -> Result<StaticKey, Error> + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        let name = read()?.name().to_owned();
+        *self.static_slot() = Some(StaticSlot {
+            name,
+            read: Box::new(read),
+            key: None,
+        });
+        match self.load_static_key() {
+            // The next unsealing loads it.
+            Err(Error::Outage(Outage::Sealed)) => Ok(()),
+            loaded => loaded,
         }
-        *held = Some(key);
-        Ok(())
     }
 
     /// What was counted since the start, on all cores.
@@ -441,12 +457,38 @@ impl Kms {
         })
     }
 
+    fn static_slot(&self) -> RwLockWriteGuard<'_, Option<StaticSlot>> {
+        self.static_key
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn load_static_key(&self) -> Result<(), Error> {
+        let mut held = self.static_slot();
+        let Some(slot) = held.as_mut().filter(|slot| slot.key.is_none()) else {
+            return Ok(());
+        };
+        // Asked under the lock: a seal empties the keystore before it comes here.
+        if self.is_sealed() {
+            return Err(Outage::Sealed.into());
+        }
+        let key = (slot.read)()?;
+        if key.name() != slot.name {
+            return Err(Error::configuration(
+                format!("static key {:?}", slot.name),
+                "has another name now: restart the server",
+            ));
+        }
+        slot.key = Some(key);
+        Ok(())
+    }
+
     fn static_key_name(&self) -> Option<String> {
         let held = self
             .static_key
             .read()
             .unwrap_or_else(PoisonError::into_inner);
-        held.as_ref().map(|key| key.name().to_owned())
+        held.as_ref().map(|slot| slot.name.clone())
     }
 
     /// Calls `with` on the static key, if `name` is its name.
@@ -461,7 +503,12 @@ impl Kms {
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         match held.as_ref() {
-            Some(key) if key.name() == name => Ok((with(key)?, lease)),
+            Some(slot) if slot.name == name => match &slot.key {
+                Some(key) => Ok((with(key)?, lease)),
+                None => Err(Error::unreachable(
+                    "the static key was not read again after the service was unsealed",
+                )),
+            },
             Some(_) => Err(Error::key(name, KeyProblem::NotFound)),
             None => Err(Error::unreachable(
                 "the key is a static one, and none is configured",

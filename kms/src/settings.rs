@@ -29,7 +29,8 @@ pub struct KesSettings {
     /// The key for whatever names none.
     pub default_key: String,
     pub credentials: KesCredentials,
-    /// A file or directory of CA certificates to trust, besides the server's own ones.
+    /// A file or directory of the certificates to trust, of CAs and of KES servers themselves; `None`
+    /// stands for those of the system.
     pub ca_path: Option<PathBuf>,
 }
 
@@ -64,10 +65,19 @@ impl Endpoint {
 }
 
 impl Remote {
+    /// The names of ours that [`Remote::from_variables`] asks for, those included that are refused.
+    pub fn variables() -> impl Iterator<Item = String> {
+        KES_VARIABLES
+            .iter()
+            .chain(&STATIC_VARIABLES)
+            .chain(&UNSUPPORTED_VARIABLES)
+            .map(|suffix| format!("STRONGROOM_KMS_{suffix}"))
+    }
+
     /// Reads the variables through `get`; `None` stands for the embedded keystore.
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Option<Remote>, Error> {
         let variables = Variables { get: &get };
-        for unsupported in ["SERVER", "ENCLAVE", "SSE_KEY", "API_KEY"] {
+        for unsupported in UNSUPPORTED_VARIABLES {
             if let Some(found) = variables.read(unsupported) {
                 return Err(Error::configuration(
                     found.name,
@@ -89,6 +99,8 @@ impl Remote {
     }
 }
 
+const UNSUPPORTED_VARIABLES: [&str; 4] = ["SERVER", "ENCLAVE", "SSE_KEY", "API_KEY"];
+const STATIC_VARIABLES: [&str; 2] = ["SECRET_KEY", "SECRET_KEY_FILE"];
 const KES_VARIABLES: [&str; 7] = [
     "KES_ENDPOINT",
     "KES_KEY_NAME",
@@ -127,7 +139,8 @@ impl Variables<'_> {
     }
 
     fn static_key(&self) -> Result<Option<StaticKey>, Error> {
-        match (self.read("SECRET_KEY"), self.read("SECRET_KEY_FILE")) {
+        let [direct, in_file] = STATIC_VARIABLES;
+        match (self.read(direct), self.read(in_file)) {
             (Some(_), Some(file)) => Err(Error::configuration(
                 file.name,
                 "the static key is given directly as well: choose one",
