@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use strongroom_kms::Remote;
 use zeroize::Zeroizing;
 
+use crate::key_service;
 use crate::service::proxy::Network;
 
 /// How ETags of objects whose ETag is an MD5 on S3 are made.
@@ -44,6 +46,16 @@ Environment beside the options:
   STRONGROOM_KMS_ROOT_KEY, STRONGROOM_KMS_ROOT_KEY_FILE
           The key that opens the keystore, base64 of 32 bytes, or a file that holds it;
           without them it stands in DATA_DIR/root.key, made on first start
+  STRONGROOM_KMS_KES_ENDPOINT, STRONGROOM_KMS_KES_KEY_NAME
+          KES servers (https://kes{1...3}:7373, or a list with commas) and the key for what names none: new
+          objects are sealed under KES then. MINIO_KMS_… is understood, here and below
+  STRONGROOM_KMS_KES_API_KEY, or STRONGROOM_KMS_KES_CERT_FILE and STRONGROOM_KMS_KES_KEY_FILE
+          How this server proves to KES who it is; the files are read again when they change
+  STRONGROOM_KMS_KES_CAPATH
+          File or directory of the certificates to trust, of CAs or of the KES servers themselves;
+          without it those of the system and of DATA_DIR/certs/CAs
+  STRONGROOM_KMS_SECRET_KEY, STRONGROOM_KMS_SECRET_KEY_FILE
+          A static key for new objects, NAME:BASE64, or a file that holds it
   STRONGROOM_LOG
           What is logged: error, warn, info (the default), debug")]
 pub struct Serve {
@@ -107,6 +119,9 @@ pub struct Serve {
     /// Age at which multipart uploads nobody completed are aborted
     #[arg(long, env = "STRONGROOM_STALE_UPLOADS", default_value = "7d", value_parser = parse_duration)]
     pub stale_uploads: Duration,
+
+    #[command(flatten)]
+    pub key_service: key_service::Options,
 }
 
 impl Serve {
@@ -147,6 +162,7 @@ const OTHER_VARIABLES: [&str; 6] = [
 /// `STRONGROOM_…` variables that are set and mean nothing: probably misspelt.
 pub fn unknown_variables(command: &clap::Command) -> Vec<String> {
     let mut known: Vec<String> = OTHER_VARIABLES.map(String::from).to_vec();
+    known.extend(Remote::variables());
     add_variables(command, &mut known);
     let mut unknown: Vec<String> = std::env::vars_os()
         .filter_map(|(name, _)| name.into_string().ok())

@@ -16,7 +16,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// Not live yet. `keys` tells the state of the key service in a word.
+    /// Not live yet. `keys` tells the state of the key service in a word: it is asked at each request, and must not wait.
     pub fn new(keys: impl Fn() -> &'static str + Send + Sync + 'static) -> Self {
         Self {
             live: AtomicBool::new(false),

@@ -9,6 +9,8 @@ pub mod config;
 pub mod conn;
 pub mod error;
 pub mod health;
+pub mod kes;
+pub mod key_service;
 pub mod kms_serve;
 pub mod limits;
 pub mod log;

@@ -97,6 +97,21 @@ pub const MD5_CORE_FRAMES: usize = 256;
 /// Certificate files are looked at so often.
 pub const CERTIFICATE_POLL: Duration = Duration::from_secs(3);
 
+/// Connections of one core to one KES server; requests that find none free wait for one.
+pub const KES_CONNECTIONS_MAX: usize = 16;
+/// A connection to KES is used again within this time; KES itself keeps idle ones for 90 s.
+pub const KES_IDLE_TIME: Duration = Duration::from_secs(30);
+/// One of several addresses of a KES server has so long to take a connection.
+pub const KES_ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
+/// What is buffered of an answer's head, or of a piece of its body.
+pub const KES_BUFFER_BYTES: usize = 64 * 1024;
+/// Room for an answer of unknown length: a data key and its ciphertext have some 200 bytes.
+pub const KES_ANSWER_BYTES_USUAL: usize = 1024;
+/// KES is asked so often whether it answers.
+pub const KES_PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Data keys in memory are looked through so often.
+pub const KEYS_POLL: Duration = Duration::from_secs(1);
+
 /// Memory that each shard registers with its ring; all shards together must fit the limit of locked
 /// memory, which is 8 MiB on many hosts.
 pub const RING_MEMORY_BYTES: usize = 512 * 1024;
@@ -145,4 +160,8 @@ const _: () = {
     assert!(MD5_CORE_BYTES >= 16 * MD5_STREAM_BYTES);
     assert!(MD5_CORE_FRAMES >= 16 * MD5_STREAM_FRAMES);
     assert!(LINGER_BYTES_MAX <= DISCARD_BYTES_MAX);
+    // hyper takes no less.
+    assert!(KES_BUFFER_BYTES >= 8192);
+    // A service that is back is noticed within 10 s.
+    assert!(KES_PROBE_INTERVAL.as_secs() < 10);
 };

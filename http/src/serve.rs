@@ -20,14 +20,13 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
-use strongroom_kms::{
-    Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey,
-};
+use strongroom_kms::{Caller, DEFAULT_KEY, Error, Generated, Kms, Outage, RootKey};
 
 use crate::admin::Admin;
 use crate::config::{CredentialsFrom, RootCredentials, Serve};
 use crate::conn::{self, Drain};
 use crate::health::Health;
+use crate::key_service::KeyService;
 use crate::service::{Domains, KmsApi, Service, Settings};
 use crate::tls::{Certificates, default_names};
 use crate::{admin, auth, limits, ops, root_key};
@@ -50,7 +49,18 @@ pub fn run(options: Serve) -> Result<(), String> {
     let admin = Arc::new(Admin::new(dir.path()));
     admin::serve(Arc::clone(&admin))
         .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
-    let (kms, store_key) = open_store_key(&dir, &admin)?;
+    let OpenedStore {
+        kms,
+        store_key,
+        is_new,
+    } = open_store_key(&dir, &admin)?;
+    let keys = KeyService::open(
+        &options.key_service,
+        &options.certs_dir(),
+        Arc::clone(&kms),
+        is_new,
+    )?;
+    let keys = Arc::new(keys);
     let engine = open_engine(&dir, &store_key, shards.len())?;
     let certificates = open_certificates(&options, dir.path())?;
     admin.open(Arc::clone(&kms));
@@ -62,17 +72,13 @@ pub fn run(options: Serve) -> Result<(), String> {
         .transpose()
         .map_err(|e| e.to_string())?;
     let signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| e.to_string())?;
-    let key_state = Arc::clone(&kms);
-    let health = Arc::new(Health::new(move || match key_state.outage() {
-        None | Some(Outage::Unreachable(_)) => "ok",
-        Some(Outage::Sealed) => "sealed",
-        Some(Outage::Lost(_)) => "lost",
-    }));
+    let key_state = Arc::clone(&keys);
+    let health = Arc::new(Health::new(move || key_state.word()));
     let plan = Arc::new(Plan {
         ops: ops::Config::of(&options),
         settings: settings(&options, &root, Arc::clone(&health)),
         options,
-        kms,
+        keys,
         tls,
     });
     let running = start_shards(&plan, &engine, listeners, &shards)?;
@@ -81,6 +87,7 @@ pub fn run(options: Serve) -> Result<(), String> {
     if let Some(certificates) = &certificates {
         watch(Arc::clone(certificates));
     }
+    plan.keys.watch_certificates();
     announce(&plan, address, dir.path(), &root, certificates.as_deref())?;
     wait_for_signal(signals);
     drain(running, plan.options.drain_timeout);
@@ -111,7 +118,7 @@ struct Plan {
     options: Serve,
     ops: ops::Config,
     settings: Settings,
-    kms: Arc<Kms>,
+    keys: Arc<KeyService>,
     tls: Option<Arc<ServerConfig>>,
 }
 
@@ -227,8 +234,15 @@ pub(crate) fn watch_deletions(kms: Arc<Kms>) {
     }
 }
 
+struct OpenedStore {
+    kms: Arc<Kms>,
+    store_key: Secret,
+    /// Whether this is the first start.
+    is_new: bool,
+}
+
 /// The keystore and the key of the store; both are made on a first start.
-fn open_store_key(dir: &DataDir, admin: &Admin) -> Result<(Arc<Kms>, Secret), String> {
+fn open_store_key(dir: &DataDir, admin: &Admin) -> Result<OpenedStore, String> {
     let superblock = dir.superblock().map_err(|e| e.to_string())?;
     let first_start = superblock.is_none();
     let (kms, generated) = open_keystore(dir.path(), first_start, admin)?;
@@ -261,7 +275,11 @@ fn open_store_key(dir: &DataDir, admin: &Admin) -> Result<(Arc<Kms>, Secret), St
             key
         }
     };
-    Ok((Arc::new(kms), store_key))
+    Ok(OpenedStore {
+        kms: Arc::new(kms),
+        store_key,
+        is_new: first_start,
+    })
 }
 
 fn open_engine(dir: &DataDir, store_key: &Secret, shards: usize) -> Result<Engine, String> {
@@ -377,7 +395,12 @@ async fn shard(
             return;
         }
     };
-    let keys = data_keys(&plan.kms);
+    let keys = Rc::new(plan.keys.keys());
+    glommio::spawn_local({
+        let (service, keys) = (Arc::clone(&plan.keys), Rc::clone(&keys));
+        async move { service.tend(&keys, id).await }
+    })
+    .detach();
     let operations = ops::Store::new(store.clone(), Rc::clone(&keys), plan.ops.clone());
     let service = Service::new(
         operations.clone(),
@@ -422,11 +445,6 @@ async fn shard(
     drain.below(1).await;
     store.close().await;
     let _ = stopped.send(());
-}
-
-/// The data keys of one core: here alone it is said which key service they come from.
-fn data_keys(kms: &Arc<Kms>) -> Rc<Keys> {
-    Rc::new(Keys::new(Arc::clone(kms), None, KeysOptions::default()))
 }
 
 fn wait_for_signal(mut signals: Signals) {
@@ -497,8 +515,9 @@ fn announce(
         None => "none: --no-tls".to_owned(),
     };
     let region = &plan.options.region;
+    let keys = plan.keys.describe();
     let text = format!(
-        "Strongroom {}\n\n  Store        {}\n  Endpoint     {endpoint}\n  Credentials  {credentials}\n  Certificate  {certificate}\n  Region       {region}\n\n\
+        "Strongroom {}\n\n  Store        {}\n  Endpoint     {endpoint}\n  Credentials  {credentials}\n  Certificate  {certificate}\n  Region       {region}\n  Keys         {keys}\n\n\
          Try:\n  {aws}aws --endpoint-url {endpoint} --region {region} s3 mb s3://first-bucket\n\nready\n",
         env!("CARGO_PKG_VERSION"),
         data_dir.display(),

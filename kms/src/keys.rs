@@ -431,9 +431,9 @@ impl Keys {
         let (name, ciphertext) = (stored.key, stored.ciphertext);
         match stored.source {
             Source::Embedded => {
-                let opened =
-                    self.kms
-                        .open_embedded(name, stored.version, ciphertext, context)?;
+                let opened = self
+                    .kms
+                    .open_embedded(name, stored.version, ciphertext, context)?;
                 Ok(OpenKey {
                     plaintext: opened.plaintext,
                     lease: opened.lease,

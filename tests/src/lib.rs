@@ -12,6 +12,7 @@ pub mod client;
 pub mod data;
 pub mod disk;
 pub mod go;
+pub mod kes;
 pub mod key_server;
 pub mod mc;
 pub mod procfs;

@@ -124,7 +124,7 @@ async fn open(
         None
     };
     match futures_lite::future::or(handshake, drained).await {
-        Some(Ok(stream)) => Some(Transport::Tls(Box::new(stream))),
+        Some(Ok(stream)) => Some(Transport::Tls(Box::new(stream.into()))),
         Some(Err(error)) => {
             debug!(%error, "TLS handshake failed");
             None

@@ -1,4 +1,4 @@
-//! A connection as hyper serves it: plain, or TLS over the same socket.
+//! A connection as hyper serves it, or asks over it: plain, or TLS over the same socket.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
+use futures_rustls::TlsStream;
 use futures_rustls::rustls::pki_types::CertificateDer;
-use futures_rustls::server::TlsStream;
 use hyper::rt::{self, ReadBufCursor};
 
 use super::socket::Socket;
