@@ -78,6 +78,7 @@ pub fn run(options: Serve) -> Result<(), String> {
         ops: ops::Config::of(&options),
         settings: settings(&options, &root, Arc::clone(&health)),
         options,
+        kms,
         keys,
         tls,
     });
@@ -118,6 +119,7 @@ struct Plan {
     options: Serve,
     ops: ops::Config,
     settings: Settings,
+    kms: Arc<Kms>,
     keys: Arc<KeyService>,
     tls: Option<Arc<ServerConfig>>,
 }

@@ -50,67 +50,181 @@ fn eventually(what: &str, patience: u64, mut holds: impl FnMut() -> bool) {
     }
 }
 
+const SSE: &str = "x-amz-server-side-encryption";
+const CUSTOMER_KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+const CUSTOMER_KEY_MD5: &str = "hRasmdxgYDKV3nvbahU1MA==";
+
+/// The modes whose keys come from the key service.
+const OF_SERVICE: [(&str, &[(&str, &str)]); 3] = [
+    ("sse-s3", &[]),
+    (
+        "sse-kms",
+        &[
+            (SSE, "aws:kms"),
+            ("x-amz-server-side-encryption-context", "eyJhIjoiYiJ9"),
+        ],
+    ),
+    (
+        "bucket-key",
+        &[
+            (SSE, "aws:kms"),
+            ("x-amz-server-side-encryption-bucket-key-enabled", "true"),
+        ],
+    ),
+];
+
+const SSE_C: [(&str, &str); 3] = [
+    ("x-amz-server-side-encryption-customer-algorithm", "AES256"),
+    ("x-amz-server-side-encryption-customer-key", CUSTOMER_KEY),
+    (
+        "x-amz-server-side-encryption-customer-key-md5",
+        CUSTOMER_KEY_MD5,
+    ),
+];
+
+/// An upload of one mode with one part, to be gone on with while the key service is away.
+struct Begun {
+    key: String,
+    upload: String,
+    etag: String,
+}
+
+impl Begun {
+    fn new(client: &mut Client, mode: &str, headers: &[(&str, &str)]) -> Self {
+        let key = format!("upload-{mode}");
+        let created = create_upload(client, &key, headers).expect(200);
+        let upload = xml_values(&created.text(), "UploadId").remove(0);
+        let mut begun = Self {
+            key,
+            upload,
+            etag: String::new(),
+        };
+        let part = begun.part(client, 1).expect(200);
+        begun.etag = part.head.header("etag").expect("an ETag").to_owned();
+        begun
+    }
+
+    fn part(&self, client: &mut Client, number: u32) -> Response {
+        let query = format!("partNumber={number}&uploadId={}", self.upload);
+        let body = Pattern::new(u64::from(number)).bytes(PART);
+        client
+            .send("PUT", BUCKET, &self.key, &query, &body)
+            .expect("an answer")
+    }
+
+    fn copied_part(&self, client: &mut Client, source: &str) -> Response {
+        let query = format!("partNumber=3&uploadId={}", self.upload);
+        let request = Request {
+            method: "PUT",
+            bucket: BUCKET,
+            key: &self.key,
+            query: &query,
+            headers: &[("x-amz-copy-source", source)],
+        };
+        client.request(&request, &[]).expect("an answer")
+    }
+
+    fn complete(&self, client: &mut Client) -> Response {
+        let xml = format!(
+            "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{}</ETag></Part></CompleteMultipartUpload>",
+            self.etag.replace('"', "&quot;")
+        );
+        let query = format!("uploadId={}", self.upload);
+        client
+            .send("POST", BUCKET, &self.key, &query, xml.as_bytes())
+            .expect("an answer")
+    }
+}
+
 /// What needs no key goes on, what needs one says why it does not, and all is well within 10 s of its return.
 #[test]
 fn an_unreachable_kms_stops_what_needs_a_key_and_nothing_else() {
     let mut kes = Kes::start();
-    let config = kes
-        .configure(Config::http())
-        .args(["--kms-cache-used", "3s"]);
+    let config =
+        kes.configure(Config::http())
+            .args(["--kms-cache-used", "3s", "--allow-sse-c-without-tls"]);
     let (_server, mut client) = with_bucket(config);
-    for key in ["warm", "cold", "gone"] {
-        put(&mut client, key, b"content").expect(200);
+    let mut begun = Vec::new();
+    for (mode, headers) in OF_SERVICE {
+        for key in ["warm", "cold"] {
+            with(&mut client, "PUT", &format!("{key}-{mode}"), headers).expect(200);
+        }
+        begun.push(Begun::new(&mut client, mode, headers));
+        get(&mut client, &format!("warm-{mode}")).expect(200);
     }
-    let upload = create_upload(&mut client, "parts").expect(200);
-    let upload = xml_values(&upload.text(), "UploadId").remove(0);
-    let part = |client: &mut Client, number: u32| {
-        let query = format!("partNumber={number}&uploadId={upload}");
-        let body = Pattern::new(u64::from(number)).bytes(PART);
-        client
-            .send("PUT", BUCKET, "parts", &query, &body)
-            .expect("an answer")
-    };
-    let etag = part(&mut client, 1).expect(200);
-    let etag = etag.head.header("etag").expect("an ETag").to_owned();
-    let complete = |client: &mut Client| {
-        let xml = format!(
-            "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part></CompleteMultipartUpload>"
-        );
-        let query = format!("uploadId={upload}");
-        client
-            .send("POST", BUCKET, "parts", &query, xml.as_bytes())
-            .expect("an answer")
-    };
-    get(&mut client, "warm").expect(200);
+    with(&mut client, "PUT", "sse-c", &SSE_C).expect(200);
+    with(&mut client, "PUT", "gone", &[]).expect(200);
     eventually("it is not seen to be up", 20, || {
         health(&mut client).1.contains("\"keys\":\"ok\"")
     });
 
     kes.stop();
     // Cached, so for its normal time, and no longer.
-    get(&mut client, "warm").expect(200);
-    eventually("the cache goes on serving", 20, || {
-        get(&mut client, "warm").status() == 503
-    });
-    for key in ["warm", "cold"] {
-        away(get(&mut client, key));
-        away(range(&mut client, key));
-        client.head(BUCKET, key).expect("an answer").expect(200);
-        let source = format!("/{BUCKET}/{key}");
-        away(copy(&mut client, &source, "copied"));
+    for (mode, _) in OF_SERVICE {
+        eventually("the cache goes on serving", 20, || {
+            get(&mut client, &format!("warm-{mode}")).status() == 503
+        });
     }
-    away(put(&mut client, "new", b"content"));
-    away(create_upload(&mut client, "other"));
-    away(part(&mut client, 2));
-    away(complete(&mut client));
-    assert_eq!(get(&mut client, "new").status(), 404);
+    for ((mode, headers), begun) in OF_SERVICE.into_iter().zip(&begun) {
+        for key in ["warm", "cold"] {
+            let key = format!("{key}-{mode}");
+            away(get(&mut client, &key));
+            away(with(&mut client, "GET", &key, &[("range", "bytes=1-3")]));
+            with(&mut client, "HEAD", &key, &[]).expect(200);
+            // Everything but the checksum, which only the key opens.
+            let head = with(
+                &mut client,
+                "HEAD",
+                &key,
+                &[("x-amz-checksum-mode", "ENABLED")],
+            );
+            let head = head.expect(200).head;
+            let sums = head
+                .headers
+                .iter()
+                .filter(|(n, _)| n.starts_with("x-amz-checksum"));
+            assert_eq!(sums.count(), 0);
+            let source = format!("/{BUCKET}/{key}");
+            let from = [("x-amz-copy-source", source.as_str())];
+            away(with(&mut client, "PUT", "copied", &from));
+            away(with(
+                &mut client,
+                "PUT",
+                "copied",
+                &[&from[..], &SSE_C[..]].concat(),
+            ));
+            away(begun.copied_part(&mut client, &source));
+        }
+        away(with(&mut client, "PUT", "new", headers));
+        away(create_upload(&mut client, "other", headers));
+        away(begun.part(&mut client, 2));
+        away(begun.complete(&mut client));
+        let from = [("x-amz-copy-source", "/outage/sse-c")];
+        let customers = SSE_C.map(|(n, v)| (n.replace("x-amz-", "x-amz-copy-source-"), v));
+        let customers = customers.iter().map(|(n, v)| (n.as_str(), *v));
+        let from: Vec<(&str, &str)> = from.into_iter().chain(customers).collect();
+        away(with(
+            &mut client,
+            "PUT",
+            "copied",
+            &[&from[..], headers].concat(),
+        ));
+    }
+    for absent in ["new", "copied"] {
+        assert_eq!(get(&mut client, absent).status(), 404);
+    }
+    // A customer's key needs no service.
+    with(&mut client, "GET", "sse-c", &SSE_C).expect(200);
+    with(&mut client, "PUT", "sse-c-too", &SSE_C).expect(200);
     let listed = client.list(BUCKET).expect("a list");
-    let keys: Vec<&str> = listed.iter().map(|l| l.key.as_str()).collect();
-    assert_eq!(keys, ["cold", "gone", "warm"]);
+    assert_eq!(listed.len(), 2 * OF_SERVICE.len() + 3);
     client
         .delete(BUCKET, "gone")
         .expect("an answer")
         .expect(204);
+    let uploads = client.send("GET", BUCKET, "", "uploads", &[]);
+    let uploads = uploads.expect("an answer").expect(200);
+    assert_eq!(xml_values(&uploads.text(), "Upload").len(), begun.len());
     let (status, body) = health(&mut client);
     assert_eq!(status, 200);
     assert!(body.contains("\"keys\":\"unreachable\""), "{body}");
@@ -119,42 +233,46 @@ fn an_unreachable_kms_stops_what_needs_a_key_and_nothing_else() {
     eventually("it is back, and not used", 10, || {
         put(&mut client, "new", b"content").status() == 200
     });
-    for key in ["warm", "cold", "new"] {
-        assert_eq!(get(&mut client, key).expect(200).body, b"content");
+    for ((mode, _), begun) in OF_SERVICE.into_iter().zip(&begun) {
+        for key in ["warm", "cold"] {
+            let got = get(&mut client, &format!("{key}-{mode}"));
+            assert_eq!(got.expect(200).body, b"content");
+        }
+        begun.part(&mut client, 2).expect(200);
+        begun.complete(&mut client).expect(200);
     }
-    part(&mut client, 2).expect(200);
-    complete(&mut client).expect(200);
     eventually("it is not seen to be back", 10, || {
         health(&mut client).1.contains("\"keys\":\"ok\"")
     });
 }
 
-fn create_upload(client: &mut Client, key: &str) -> Response {
-    client
-        .send("POST", BUCKET, key, "uploads", &[])
-        .expect("an answer")
-}
-
-fn range(client: &mut Client, key: &str) -> Response {
+fn create_upload(client: &mut Client, key: &str, headers: &[(&str, &str)]) -> Response {
     let request = Request {
-        method: "GET",
+        method: "POST",
         bucket: BUCKET,
         key,
-        headers: &[("range", "bytes=1-3")],
-        ..Request::default()
+        query: "uploads",
+        headers,
     };
     client.request(&request, &[]).expect("an answer")
 }
 
-fn copy(client: &mut Client, source: &str, key: &str) -> Response {
+/// A request with headers; a PUT brings the content that all small objects have, unless it copies.
+fn with(client: &mut Client, method: &str, key: &str, headers: &[(&str, &str)]) -> Response {
     let request = Request {
-        method: "PUT",
+        method,
         bucket: BUCKET,
         key,
-        headers: &[("x-amz-copy-source", source)],
+        headers,
         ..Request::default()
     };
-    client.request(&request, &[]).expect("an answer")
+    let copies = headers.iter().any(|(n, _)| *n == "x-amz-copy-source");
+    let body: &[u8] = if method == "PUT" && !copies {
+        b"content"
+    } else {
+        b""
+    };
+    client.request(&request, body).expect("an answer")
 }
 
 #[test]
