@@ -4,8 +4,8 @@
 //! One thread per connection with blocking sockets. A signature holds for 15 minutes, which bounds a run.
 
 use std::io;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,12 @@ pub struct Plan {
     pub pid: Option<u32>,
     /// Compare every byte read with what was written; costs the generator some CPU.
     pub verify: bool,
+    /// Further headers of every PUT, in lower case.
+    pub put_headers: Vec<(String, String)>,
+    /// Further headers of every GET, in lower case.
+    pub get_headers: Vec<(String, String)>,
+    /// Tells how often the key service was called so far.
+    pub key_calls: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
 }
 
 const WARM_UP: u8 = 0;
@@ -73,7 +79,15 @@ pub fn prepare(plan: &Plan) -> io::Result<()> {
                 scope.spawn(move || {
                     for n in 0..plan.keys {
                         let key = key(plan, connection, n);
-                        let answer = client.put(&plan.bucket, &key, body)?;
+                        let headers = headers(&plan.put_headers);
+                        let request = Request {
+                            method: "PUT",
+                            bucket: &plan.bucket,
+                            key: &key,
+                            headers: &headers,
+                            ..Request::default()
+                        };
+                        let answer = client.request(&request, body)?;
                         if answer.status() != 200 {
                             return Err(io::Error::other(answer.text()));
                         }
@@ -107,8 +121,14 @@ pub fn run(plan: &Plan) -> Measured {
         ready.wait();
         thread::sleep(plan.warm_up);
         let server_cpu = || plan.pid.map(procfs::cpu_seconds);
+        let key_calls = || plan.key_calls.as_ref().map(|calls| calls());
         let own = std::process::id();
-        let before = (Instant::now(), procfs::cpu_seconds(own), server_cpu());
+        let before = (
+            Instant::now(),
+            procfs::cpu_seconds(own),
+            server_cpu(),
+            key_calls(),
+        );
         phase.store(COUNT, Ordering::SeqCst);
         thread::sleep(plan.duration);
         phase.store(STOP, Ordering::SeqCst);
@@ -119,6 +139,9 @@ pub fn run(plan: &Plan) -> Measured {
                 .zip(before.2)
                 .map(|(after, before)| after - before),
             server_resident: plan.pid.map(procfs::resident_bytes),
+            key_calls: key_calls()
+                .zip(before.3)
+                .map(|(after, before)| after - before),
             ..Measured::default()
         };
         for worker in workers {
@@ -136,10 +159,11 @@ pub fn run(plan: &Plan) -> Measured {
 
 /// The heads of all requests of one connection.
 fn requests(plan: &Plan, connection: usize) -> Vec<Vec<u8>> {
-    let (method, length) = match plan.verb {
-        Verb::Put => ("PUT", plan.size),
-        Verb::Get => ("GET", 0),
+    let (method, length, further) = match plan.verb {
+        Verb::Put => ("PUT", plan.size, &plan.put_headers),
+        Verb::Get => ("GET", 0, &plan.get_headers),
     };
+    let headers = headers(further);
     let moment = Moment::now();
     (0..plan.keys)
         .map(|n| {
@@ -148,6 +172,7 @@ fn requests(plan: &Plan, connection: usize) -> Vec<Vec<u8>> {
                 method,
                 bucket: &plan.bucket,
                 key: &key,
+                headers: &headers,
                 ..Request::default()
             };
             head_bytes(&plan.endpoint, &moment, &request, length).into_bytes()
@@ -219,6 +244,10 @@ fn exchange(
         return Err(io::Error::other("the object is not what was written"));
     }
     Ok(())
+}
+
+fn headers(of: &[(String, String)]) -> Vec<(&str, &str)> {
+    of.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect()
 }
 
 fn key(plan: &Plan, connection: usize, n: usize) -> String {

@@ -18,6 +18,8 @@ pub struct Measured {
     pub server_cpu: Option<f64>,
     /// Resident bytes of the server at the end.
     pub server_resident: Option<u64>,
+    /// Calls of the key service; none when nobody counts them.
+    pub key_calls: Option<u64>,
     /// The first error, as an example.
     pub first_error: Option<String>,
 }
@@ -49,6 +51,14 @@ impl Measured {
     /// Milliseconds of server CPU for a request, which is also seconds for a thousand.
     pub fn server_cpu_per_thousand(&self) -> Option<f64> {
         (self.requests > 0).then(|| self.server_cpu.map(|c| c / (self.requests as f64 / 1e3)))?
+    }
+
+    /// Calls of the key service for a thousand requests.
+    pub fn key_calls_per_thousand(&self) -> Option<f64> {
+        (self.requests > 0).then(|| {
+            self.key_calls
+                .map(|calls| calls as f64 / (self.requests as f64 / 1e3))
+        })?
     }
 
     pub fn client_cpu_per_gigabyte(&self) -> Option<f64> {
@@ -94,6 +104,13 @@ impl Measured {
                 format!("{value:.3}"),
             );
         }
+        if let Some(value) = self.key_calls_per_thousand() {
+            write(
+                &mut out,
+                "KMS calls per 1,000 requests",
+                format!("{value:.1}"),
+            );
+        }
         if let Some(value) = self.server_resident {
             write(
                 &mut out,
@@ -104,8 +121,8 @@ impl Measured {
         out
     }
 
-    pub const TABLE_HEAD: &str = "| verb | size | requests/s | MB/s | p50 ms | p99 ms | p99.9 ms | server CPU s/GB | server CPU s/1,000 | generator CPU s/GB | resident MB | errors |\n\
-        | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
+    pub const TABLE_HEAD: &str = "| verb | size | requests/s | MB/s | p50 ms | p99 ms | p99.9 ms | server CPU s/GB | server CPU s/1,000 | generator CPU s/GB | resident MB | KMS calls/1,000 | errors |\n\
+        | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
 
     /// A line of a Markdown table.
     pub fn table_line(&self, verb: &str, size: &str) -> String {
@@ -113,7 +130,7 @@ impl Measured {
             value.map_or_else(|| "–".to_owned(), |v| format!("{v:.digits$}"))
         };
         format!(
-            "| {verb} | {size} | {:.0} | {:.1} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {} | {} |\n",
+            "| {verb} | {size} | {:.0} | {:.1} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {} | {} | {} |\n",
             self.requests_per_second(),
             self.megabytes_per_second(),
             self.milliseconds_at(0.5),
@@ -123,6 +140,7 @@ impl Measured {
             number(self.server_cpu_per_thousand(), 3),
             number(self.client_cpu_per_gigabyte(), 2),
             number(self.server_resident.map(|b| b as f64 / 1e6), 0),
+            number(self.key_calls_per_thousand(), 1),
             self.errors,
         )
     }
@@ -190,6 +208,7 @@ mod tests {
             latencies: (1..=1000).map(Duration::from_millis).collect(),
             server_cpu: Some(1.0),
             client_cpu: 0.5,
+            key_calls: Some(5),
             ..Measured::default()
         };
         assert_eq!(measured.requests_per_second(), 500.0);
@@ -199,6 +218,14 @@ mod tests {
         assert_eq!(measured.server_cpu_per_gigabyte(), Some(0.5));
         assert_eq!(measured.server_cpu_per_thousand(), Some(1.0));
         assert_eq!(measured.client_cpu_per_gigabyte(), Some(0.25));
+        assert_eq!(measured.key_calls_per_thousand(), Some(5.0));
+        let columns = |line: &str| line.trim().matches('|').count();
+        let line = columns(&measured.table_line("PUT", "4 KiB"));
+        assert!(
+            Measured::TABLE_HEAD
+                .lines()
+                .all(|head| columns(head) == line)
+        );
         assert_eq!(Measured::default().milliseconds_at(0.99), 0.0);
     }
 }

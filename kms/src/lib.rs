@@ -11,6 +11,8 @@ mod confirm;
 mod context;
 mod error;
 mod flight;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod kes;
 mod keys;
 #[cfg(test)]

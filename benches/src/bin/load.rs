@@ -47,6 +47,17 @@ struct Arguments {
     /// Compare every byte that is read.
     #[arg(long)]
     verify: bool,
+    /// A further header of every PUT, `name: value`; may be repeated.
+    #[arg(long, value_parser = parse_header)]
+    put_header: Vec<(String, String)>,
+    /// A further header of every GET, `name: value`; may be repeated.
+    #[arg(long, value_parser = parse_header)]
+    get_header: Vec<(String, String)>,
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("expected `name: value`")?;
+    Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -79,6 +90,9 @@ fn main() -> ExitCode {
         keys: arguments.keys.max(1),
         pid: arguments.pid,
         verify: arguments.verify,
+        put_headers: arguments.put_header,
+        get_headers: arguments.get_header,
+        key_calls: None,
     };
     if let Err(e) = prepare(&plan) {
         eprintln!("{}: {e}", plan.endpoint.address);

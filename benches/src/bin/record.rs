@@ -5,12 +5,14 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use strongroom_benches::load::{Plan, Verb, prepare, run};
 use strongroom_benches::machine::{Access, description, disk};
 use strongroom_benches::measured::{Measured, parse_size, show_size};
+use strongroom_tests::kes::Kes;
 use strongroom_tests::{Config, Server, binary};
 
 /// Starts servers, sealed and not, plain and TLS; puts and gets objects of each size; measures the disk beside them;
@@ -29,12 +31,63 @@ struct Arguments {
     /// Of each measurement.
     #[arg(long, default_value_t = 6)]
     seconds: u64,
+    /// Only what the modes of encryption cost, with keys from a stand-in for KES on the same machine.
+    #[arg(long)]
+    keys: bool,
 }
 
-/// A way to run the server.
+/// A way to run the server and to ask it.
 struct Setup {
     name: &'static str,
     config: Config,
+    put_headers: &'static [(&'static str, &'static str)],
+    get_headers: &'static [(&'static str, &'static str)],
+    /// Where its keys come from, if not from itself.
+    kes: Option<Arc<Kes>>,
+}
+
+const SSE_KMS: [(&str, &str); 2] = [
+    ("x-amz-server-side-encryption", "aws:kms"),
+    ("x-amz-server-side-encryption-bucket-key-enabled", "true"),
+];
+const SSE_C: [(&str, &str); 3] = [
+    ("x-amz-server-side-encryption-customer-algorithm", "AES256"),
+    (
+        "x-amz-server-side-encryption-customer-key",
+        "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+    ),
+    (
+        "x-amz-server-side-encryption-customer-key-md5",
+        "hRasmdxgYDKV3nvbahU1MA==",
+    ),
+];
+
+/// The modes of encryption, under the embedded keystore and under KES.
+fn key_setups(shards: usize) -> Vec<Setup> {
+    let kes = Arc::new(Kes::start());
+    let local = || Config::http().shards(shards);
+    let setup = |name, config, put_headers| Setup {
+        name,
+        config,
+        put_headers,
+        get_headers: &[],
+        kes: None,
+    };
+    let under_kes = |name, put_headers| Setup {
+        kes: Some(Arc::clone(&kes)),
+        ..setup(name, kes.configure(local()), put_headers)
+    };
+    vec![
+        setup("SSE-S3, embedded keystore", local(), &[]),
+        setup("SSE-KMS, embedded keystore", local(), &SSE_KMS[..1]),
+        under_kes("SSE-S3, KES", &[]),
+        under_kes("SSE-KMS, KES", &SSE_KMS[..1]),
+        under_kes("SSE-KMS with bucket key, KES", &SSE_KMS),
+        Setup {
+            get_headers: &SSE_C,
+            ..setup("SSE-C", local().args(["--allow-sse-c-without-tls"]), &SSE_C)
+        },
+    ]
 }
 
 fn setups(shards: usize) -> Vec<Setup> {
@@ -43,6 +96,9 @@ fn setups(shards: usize) -> Vec<Setup> {
     let setup = |name, config: Config| Setup {
         name,
         config: config.shards(shards),
+        put_headers: &[],
+        get_headers: &[],
+        kes: None,
     };
     vec![
         setup("sealed, plain HTTP", Config::http()),
@@ -83,7 +139,11 @@ fn record(arguments: &Arguments) -> Result<(), String> {
         arguments.shards, arguments.connections, arguments.seconds
     )
     .expect("in memory");
-    for setup in setups(arguments.shards) {
+    let setups = match arguments.keys {
+        true => key_setups(arguments.shards),
+        false => setups(arguments.shards),
+    };
+    for setup in setups {
         println!("{}", setup.name);
         writeln!(text, "## {}\n\n{}", setup.name, lines(arguments, &setup)?).expect("in memory");
     }
@@ -97,7 +157,7 @@ fn lines(arguments: &Arguments, setup: &Setup) -> Result<String, String> {
         // A fresh server for each size: what one left behind does not weigh on the next.
         let server = setup.config.clone().start();
         for (verb, name) in [(Verb::Put, "PUT"), (Verb::Get, "GET")] {
-            let plan = plan(arguments, &server, verb, size);
+            let plan = plan(arguments, setup, &server, verb, size);
             prepare(&plan).map_err(|e| format!("{}, {name} of {size}: {e}", setup.name))?;
             let measured = run(&plan);
             let line = measured.table_line(name, &show_size(size));
@@ -108,7 +168,12 @@ fn lines(arguments: &Arguments, setup: &Setup) -> Result<String, String> {
     Ok(table)
 }
 
-fn plan(arguments: &Arguments, server: &Server, verb: Verb, size: u64) -> Plan {
+fn plan(arguments: &Arguments, setup: &Setup, server: &Server, verb: Verb, size: u64) -> Plan {
+    let owned = |headers: &[(&str, &str)]| {
+        let owned = |(n, v): &(&str, &str)| ((*n).to_owned(), (*v).to_owned());
+        headers.iter().map(owned).collect()
+    };
+    let kes = setup.kes.clone();
     let share = (1 << 30) / size / arguments.connections as u64;
     Plan {
         endpoint: server.endpoint(),
@@ -121,6 +186,11 @@ fn plan(arguments: &Arguments, server: &Server, verb: Verb, size: u64) -> Plan {
         keys: usize::try_from(share.clamp(2, 200)).expect("at most 200"),
         pid: Some(server.pid()),
         verify: false,
+        put_headers: owned(setup.put_headers),
+        get_headers: owned(setup.get_headers),
+        key_calls: kes.map(|kes| {
+            Arc::new(move || kes.data_key_calls() as u64) as Arc<dyn Fn() -> u64 + Send + Sync>
+        }),
     }
 }
 
