@@ -37,7 +37,7 @@ pub struct Options {
 
     /// How long a data key from KES is used before KES is asked again; what is deleted or forbidden there takes effect here
     /// within this time, on downloads and uploads under way too
-    #[arg(long, env = "STRONGROOM_KMS_CACHE_USED", default_value = "5m", value_parser = parse_duration)]
+    #[arg(long, env = "STRONGROOM_KMS_CACHE_USED", default_value = "5m", value_parser = parse_a_second)]
     pub kms_cache_used: Duration,
 
     /// How long a data key from KES is kept that nobody asks for
@@ -96,6 +96,16 @@ fn parse_outage(text: &str) -> Result<KmsOutage, String> {
 fn parse_positive(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         Duration::ZERO => Err("has to be longer than nothing".to_owned()),
+        time => Ok(time),
+    }
+}
+
+/// A key that is in use has to be confirmed within the time, which takes some.
+fn parse_a_second(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        time if time < Duration::from_secs(1) => Err(
+            "has to be 1s or longer (--kms-cache-entries 0 keeps no data key at all)".to_owned(),
+        ),
         time => Ok(time),
     }
 }
@@ -230,9 +240,10 @@ impl KeyService {
 
     /// Looks after the keys of a core for as long as it runs.
     pub async fn tend(&self, keys: &Keys, core: usize) {
+        let pause = keys.poll_interval();
         let sweep = async {
             loop {
-                glommio::timer::sleep(limits::KEYS_POLL).await;
+                glommio::timer::sleep(pause).await;
                 keys.sweep();
             }
         };
@@ -241,7 +252,7 @@ impl KeyService {
         }
         let renew = async {
             loop {
-                glommio::timer::sleep(limits::KEYS_POLL).await;
+                glommio::timer::sleep(pause).await;
                 keys.renew().await;
             }
         };

@@ -109,8 +109,6 @@ pub const KES_BUFFER_BYTES: usize = 64 * 1024;
 pub const KES_ANSWER_BYTES_USUAL: usize = 1024;
 /// KES is asked so often whether it answers.
 pub const KES_PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// Data keys in memory are looked through so often.
-pub const KEYS_POLL: Duration = Duration::from_secs(1);
 
 /// Memory that each shard registers with its ring; all shards together must fit the limit of locked
 /// memory, which is 8 MiB on many hosts.

@@ -135,9 +135,11 @@ enum Use {
 /// What derives an object's data key from a bucket key.
 const PURPOSE_BUCKET_KEY: &[u8] = b"strongroom bucket key v1";
 const SALT: usize = 32;
-/// A key is asked for again early enough for an answer: the timeout, and this for the second between two
+/// A key is asked for again early enough for an answer: the timeout, and this for the time between two
 /// looks.
 const RENEW_MARGIN: Duration = Duration::from_secs(2);
+const POLL_MIN: Duration = Duration::from_millis(50);
+const POLL_MAX: Duration = Duration::from_secs(1);
 
 impl Keys {
     /// The keys of one core. New ones come from KES if that is given, else from the static key that `kms`
@@ -311,8 +313,14 @@ impl Keys {
         })
     }
 
-    /// Forgets the data keys whose time is over, and what was not confirmed in time; called every second
-    /// on every core.
+    /// How often [`Keys::sweep`] and [`Keys::renew`] are to be called.
+    #[must_use]
+    pub fn poll_interval(&self) -> Duration {
+        (self.options.cache.used / 8).clamp(POLL_MIN, POLL_MAX)
+    }
+
+    /// Forgets the data keys whose time is over, and what was not confirmed in time; called now and then on
+    /// every core.
     pub fn sweep(&self) {
         let now = (self.clock)();
         self.cache().sweep(now);
@@ -326,14 +334,14 @@ impl Keys {
         });
     }
 
-    /// Asks KES again for the keys in use that it has not confirmed for long; called every second on one
+    /// Asks KES again for the keys in use that it has not confirmed for long; called now and then on one
     /// core.
     pub async fn renew(&self) {
         let (kms, used) = (&self.kms, self.options.cache.used);
         kms.remote_leases.prune();
         kms.confirmations
             .retain(|name| kms.remote_leases.is_in_use(name, Source::Kes as u32));
-        let early = (used / 4).min(self.options.timeout + RENEW_MARGIN);
+        let early = (used / 2).min(self.options.timeout + RENEW_MARGIN);
         let mut due = Vec::new();
         kms.confirmations
             .older_than(used - early, (self.clock)(), |name, by| {

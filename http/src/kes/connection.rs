@@ -339,3 +339,160 @@ fn explain(error: &hyper::Error) -> String {
         None => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kes::tls::Trusted;
+    use glommio::LocalExecutor;
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use socket2::{Domain, Socket as Listener, Type};
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use strongroom_kms::{ApiKey, KesCredentials};
+
+    const API_KEY: &str = "kes:v1:ACQpoGqx3rHHjT938Hfu5hVVQJHZWSqVI2Xp1KlYxFVw";
+
+    /// Trusts `pem` alone.
+    fn connections(dir: &std::path::Path, pem: &str, endpoint: &Endpoint) -> Connections {
+        let file = dir.join("trusted.crt");
+        std::fs::write(&file, pem).unwrap();
+        let key = ApiKey::parse(API_KEY, "X").ok().unwrap();
+        let tls = KesTls::open(KesCredentials::ApiKey(key), Trusted::Path(file)).unwrap();
+        Connections::new(Arc::new(tls), std::slice::from_ref(endpoint))
+    }
+
+    fn certificate() -> (String, ServerConfig) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let made = params.self_signed(&key).unwrap();
+        let provider = rustls::crypto::ring::default_provider();
+        let config = ServerConfig::builder_with_provider(Arc::new(provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![made.der().clone()],
+                PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+            )
+            .unwrap();
+        (made.pem(), config)
+    }
+
+    fn at(address: SocketAddr) -> Endpoint {
+        Endpoint {
+            host: address.ip().to_string(),
+            port: address.port(),
+        }
+    }
+
+    fn request() -> Request {
+        Request {
+            method: "GET",
+            path: "/v1/status".to_owned(),
+            body: None,
+            answer_bytes_max: 1000,
+        }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(500)
+    }
+
+    #[test]
+    fn a_host_that_takes_no_connection_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = Listener::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        // The queue is full once these are in it: what comes after gets no answer.
+        let waiting = Duration::from_millis(100);
+        let _full: Vec<_> = (0..4)
+            .map(|_| std::net::TcpStream::connect_timeout(&address, waiting))
+            .collect();
+        let endpoint = at(address);
+        let connections = connections(dir.path(), &certificate().0, &endpoint);
+        LocalExecutor::default().run(async {
+            for _ in 0..3 {
+                let request = request();
+                let refused = connections.send(&endpoint, &request, soon()).await;
+                let reason = refused.err().unwrap().0;
+                assert!(reason.contains("while connecting"), "{reason}");
+            }
+        });
+    }
+
+    /// One exchange after another goes over one connection, and over another one when the server closed it.
+    #[test]
+    fn connections_are_kept_and_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pem, config) = certificate();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = at(listener.local_addr().unwrap());
+        let opened = Arc::new(AtomicUsize::new(0));
+        std::thread::spawn({
+            let (opened, config) = (Arc::clone(&opened), Arc::new(config));
+            move || {
+                for socket in listener.incoming().flatten() {
+                    opened.fetch_add(1, Ordering::SeqCst);
+                    let session = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+                    let mut stream = rustls::StreamOwned::new(session, socket);
+                    // Two exchanges, and it closes.
+                    for _ in 0..2 {
+                        let mut head = Vec::new();
+                        while !head.ends_with(b"\r\n\r\n") {
+                            let mut byte = [0];
+                            if stream.read(&mut byte).unwrap_or(0) == 0 {
+                                break;
+                            }
+                            head.push(byte[0]);
+                        }
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                        let _ = stream.write_all(answer);
+                        let _ = stream.flush();
+                    }
+                    stream.conn.send_close_notify();
+                    let _ = stream.flush();
+                }
+            }
+        });
+        let connections = connections(dir.path(), &pem, &endpoint);
+        LocalExecutor::default().run(async {
+            for n in 0..6 {
+                let request = request();
+                let deadline = Instant::now() + Duration::from_secs(10);
+                let answer = connections.send(&endpoint, &request, deadline).await;
+                let answer = answer.unwrap_or_else(|e| panic!("{n}: {}", e.0));
+                assert_eq!((answer.status, &answer.body[..]), (200, &b"ok"[..]));
+                glommio::timer::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        assert_eq!(opened.load(Ordering::SeqCst), 3);
+    }
+
+    #[test]
+    fn names_that_do_not_resolve_and_ports_that_refuse_say_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+        let refusing = at(closed.local_addr().unwrap());
+        drop(closed);
+        let unknown = Endpoint {
+            host: "kes.invalid".to_owned(),
+            port: 7373,
+        };
+        for (endpoint, says) in [(refusing, "refused"), (unknown, "")] {
+            let connections = connections(dir.path(), &certificate().0, &endpoint);
+            LocalExecutor::default().run(async {
+                let request = request();
+                let refused = connections.send(&endpoint, &request, soon()).await;
+                let reason = refused.err().unwrap().0;
+                assert!(reason.contains(says), "{reason}");
+            });
+        }
+    }
+}
