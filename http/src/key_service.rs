@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -117,8 +117,9 @@ pub struct KeyService {
     options: KeysOptions,
     words: String,
     state: AtomicU8,
-    /// Whether the store is new, so that nothing can be sealed under a default key that KES does not have.
-    new_store: bool,
+    /// Whether the default key is made if KES does not have it: while the store is new and KES never had it, nothing can
+    /// be sealed under it.
+    may_make_key: AtomicBool,
 }
 
 struct KesServers {
@@ -183,7 +184,7 @@ impl KeyService {
             options: options.keys(),
             words,
             state: AtomicU8::new(State::Unknown as u8),
-            new_store,
+            may_make_key: AtomicBool::new(new_store),
         })
     }
 
@@ -270,9 +271,8 @@ impl KeyService {
             return;
         }
         let mut answer = keys.probe().await;
-        if self.new_store
-            && self.state() == State::Unknown
-            && is_missing(&answer)
+        if is_missing(&answer)
+            && self.may_make_key.swap(false, Ordering::Relaxed)
             && let Some(kes) = keys.kes()
         {
             let (name, deadline) = (keys.default_key(), Instant::now() + self.options.timeout);
@@ -290,6 +290,9 @@ impl KeyService {
             // It answers, if only that this server may not describe keys.
             Ok(_) | Err(_) => (State::Good, String::new()),
         };
+        if now == State::Good {
+            self.may_make_key.store(false, Ordering::Relaxed);
+        }
         self.state.store(now as u8, Ordering::Relaxed);
         let key = keys.default_key();
         match now {

@@ -201,9 +201,12 @@ fn contradictory_settings_do_not_start() {
 /// missing one is an erased one.
 #[test]
 fn the_default_key_is_made_on_a_first_start_only() {
-    let kes = Kes::start();
+    let mut kes = Kes::start();
     kes.delete_key(KEY);
+    kes.stop();
     let (mut server, mut client) = with_bucket(kes.configure(Config::http()));
+    put(&mut client, "a", b"content").expect(503);
+    kes.start_again();
     eventually("the key is not made", 20, || kes.has_key(KEY));
     put(&mut client, "a", b"content").expect(200);
     kes.delete_key(KEY);

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use strongroom_tests::cli::{on, succeed};
 use strongroom_tests::client::{Client, Request, Response, xml_values};
 use strongroom_tests::data::Pattern;
 use strongroom_tests::kes::{KEY, Kes, Mode};
@@ -358,6 +359,43 @@ fn a_kms_outage_at_start_does_not_stop_the_server() {
         get(&mut client, "a").status() == 200
     });
     put(&mut client, "b", b"content").expect(200);
+}
+
+/// Neither the service nor a key is needed to list, and one key that is gone spoils no page.
+#[test]
+fn listings_need_no_kms() {
+    let mut kes = Kes::start();
+    kes.create_key("other");
+    let (server, mut client) = with_bucket(kes.configure(Config::http()));
+    let other = [
+        (SSE, "aws:kms"),
+        ("x-amz-server-side-encryption-aws-kms-key-id", "other"),
+    ];
+    let mut written = Vec::new();
+    for n in 0..40 {
+        let headers = if n % 3 == 0 { &other[..] } else { &[] };
+        let key = format!("{n:02}");
+        let answer = with(&mut client, "PUT", &key, headers).expect(200);
+        let etag = answer.head.header("etag").expect("an ETag");
+        written.push((key, etag.trim_matches('"').to_owned()));
+    }
+    let listed = |client: &mut Client| -> Vec<(String, String)> {
+        let listed = client.list(BUCKET).expect("a list").into_iter();
+        listed.map(|l| (l.key, l.etag)).collect()
+    };
+    let asked = kes.data_key_calls();
+    assert_eq!(listed(&mut client), written);
+    kes.delete_key("other");
+    assert_eq!(
+        get(&mut client, "00").expect(400).code(),
+        "KMS.NotFoundException"
+    );
+    assert_eq!(listed(&mut client), written);
+    kes.stop();
+    assert_eq!(listed(&mut client), written);
+    succeed(&mut on(server.data_dir(), &["kms", "seal"]));
+    assert_eq!(listed(&mut client), written);
+    assert_eq!(kes.data_key_calls(), asked + 1);
 }
 
 #[test]
