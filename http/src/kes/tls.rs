@@ -18,13 +18,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::ring::sign::any_supported_type;
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as RustlsError, RootCertStore,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as RustlsError, InconsistentKeys,
+    RootCertStore, SignatureScheme,
 };
 use strongroom_kms::KesCredentials;
 use tracing::{info, warn};
@@ -121,35 +123,37 @@ fn make(
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier::new(trusted.certificates()?, Arc::clone(&provider));
     let (chain, key, renew_at) = shown(credentials, now)?;
+    let unfit = |e: RustlsError| format!("the certificate for KES and its key do not fit: {e}");
+    let shown = CertifiedKey::new(chain, any_supported_type(&key).map_err(unfit)?);
+    match shown.keys_match() {
+        Ok(()) | Err(RustlsError::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+        Err(e) => return Err(unfit(e)),
+    }
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_auth_cert(chain, key)
-        .map_err(|e| format!("the certificate for KES and its key do not fit: {e}"))?;
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok((config, renew_at))
 }
 
-/// What this server shows: its chain, its key, and when to make another one.
-fn shown(
-    credentials: &KesCredentials,
-    now: u64,
-) -> Result<
-    (
-        Vec<CertificateDer<'static>>,
-        PrivateKeyDer<'static>,
-        Option<u64>,
-    ),
-    String,
-> {
+/// A chain, its key, and when to make another one.
+type Shown = (
+    Vec<CertificateDer<'static>>,
+    Zeroizing<PrivateKeyDer<'static>>,
+    Option<u64>,
+);
+
+/// What this server shows.
+fn shown(credentials: &KesCredentials, now: u64) -> Result<Shown, String> {
     match credentials {
         KesCredentials::ApiKey(key) => {
             let made = key.certificate(now).map_err(|e| e.to_string())?;
             let key = PrivateKeyDer::Pkcs8(made.key.to_vec().into());
             let chain = vec![CertificateDer::from(made.certificate)];
-            Ok((chain, key, Some(made.renew_at)))
+            Ok((chain, Zeroizing::new(key), Some(made.renew_at)))
         }
         KesCredentials::Files { certificate, key } => {
             let chain = certificates_of(certificate)?;
@@ -158,7 +162,7 @@ fn shown(
             }
             let text = Zeroizing::new(fs::read(key).map_err(|e| in_file(key, &e))?);
             let key = PrivateKeyDer::from_pem_slice(&text).map_err(|e| in_file(key, &e))?;
-            Ok((chain, key, None))
+            Ok((chain, Zeroizing::new(key), None))
         }
     }
 }
