@@ -20,6 +20,7 @@ pub mod python;
 pub mod scan;
 pub mod server;
 pub mod sigv4;
+pub mod sse;
 pub mod wire;
 
 pub use client::Client;
