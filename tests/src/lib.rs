@@ -17,6 +17,7 @@ pub mod key_server;
 pub mod mc;
 pub mod procfs;
 pub mod python;
+pub mod rclone;
 pub mod scan;
 pub mod server;
 pub mod sigv4;
