@@ -17,9 +17,11 @@ pub mod key_server;
 pub mod mc;
 pub mod procfs;
 pub mod python;
+pub mod rclone;
 pub mod scan;
 pub mod server;
 pub mod sigv4;
+pub mod sse;
 pub mod wire;
 
 pub use client::Client;

@@ -7,7 +7,7 @@ use strongroom_tests::client::{Client, Request, xml_values};
 use strongroom_tests::data::Pattern;
 use strongroom_tests::scan::{Needles, base64};
 use strongroom_tests::server::ROOT_PASSWORD;
-use strongroom_tests::{Config, Server, sigv4};
+use strongroom_tests::{Config, Server, sigv4, sse};
 
 const BUCKET: &str = "secrecy";
 const CANARY: &str = "canary-7f3Qz-the-plaintext-that-must-not-be-found";
@@ -164,6 +164,105 @@ fn nothing_in_clear_tls() {
 #[test]
 fn nothing_in_clear_with_opaque_etags() {
     sealed(Config::http().args(["--etag", "opaque"]));
+}
+
+#[test]
+fn nothing_in_clear_under_a_named_key() {
+    sealed(Config::http().args(["--default-encryption", "sse-kms"]));
+}
+
+/// A customer's key and what a context says are on no disk, in no log and in no answer, whether a request is served or refused.
+#[test]
+fn customers_keys_and_contexts_are_nowhere() {
+    let keys = ["ours", "theirs"].map(|name| Pattern::named(name).bytes(32));
+    let context = r#"{"patient":"context-canary-Wq7x2-of-mister-x"}"#;
+    let mut server = Config::tls()
+        .env("STRONGROOM_LOG", "trace")
+        .env("RUST_LOG", "trace")
+        .start();
+    let mut client = server.client();
+    client.create_bucket(BUCKET).expect("an answer").expect(200);
+    let kms = |context: &str| {
+        let context = sse::context(context);
+        sse::headers(&[(sse::METHOD, "aws:kms"), (sse::CONTEXT, &context)])
+    };
+    let ours = || sse::customer(sse::CUSTOMER, &keys[0]);
+    let mut refusals = Needles::default();
+    let mut disk = needles();
+    for needles in [&mut refusals, &mut disk] {
+        needles.add("our key", &keys[0]);
+        needles.add("their key", &keys[1]);
+        needles.add("context", b"context-canary-Wq7x2-of-mister-x");
+    }
+    let answers = tempfile::tempdir().expect("a directory");
+    let mut count = 0;
+    let mut ask =
+        |client: &mut Client, method: &str, key: &str, headers: &sse::Headers, body: &[u8]| {
+            let answer = sse::send(client, method, (BUCKET, key, ""), headers, body);
+            // What was just given is shown to those who gave it, and nothing else.
+            let shown = |name: &str| name != sse::CONTEXT;
+            let mut told = format!("{} {}", answer.status(), answer.text());
+            for (name, value) in answer.head.headers.iter().filter(|(name, _)| shown(name)) {
+                told.push_str(&format!("\n{name}: {value}"));
+            }
+            count += 1;
+            let told = if method == "GET" && answer.status() == 200 {
+                String::new()
+            } else {
+                told
+            };
+            std::fs::write(answers.path().join(format!("{count}")), told).expect("written");
+            answer.status()
+        };
+    for size in SIZES {
+        let (customer, named) = (format!("c-{size}"), format!("k-{size}"));
+        assert_eq!(
+            ask(&mut client, "PUT", &customer, &ours(), &content(size)),
+            200
+        );
+        assert_eq!(
+            ask(&mut client, "PUT", &named, &kms(context), &content(size)),
+            200
+        );
+        assert_eq!(ask(&mut client, "GET", &customer, &ours(), b""), 200);
+        assert_eq!(ask(&mut client, "HEAD", &customer, &ours(), b""), 200);
+        assert_eq!(ask(&mut client, "GET", &named, &Vec::new(), b""), 200);
+        let theirs = sse::customer(sse::CUSTOMER, &keys[1]);
+        assert_eq!(ask(&mut client, "GET", &customer, &theirs, b""), 403);
+        assert_eq!(ask(&mut client, "GET", &named, &theirs, b""), 400);
+        let mut copy = sse::customer(sse::COPY_SOURCE_CUSTOMER, &keys[0]);
+        copy.push(("x-amz-copy-source".into(), format!("/{BUCKET}/{customer}")));
+        copy.extend(theirs);
+        assert_eq!(
+            ask(&mut client, "PUT", &format!("copy-{size}"), &copy, b""),
+            200
+        );
+        // Once more onto itself, which changes the key.
+        assert_eq!(ask(&mut client, "PUT", &customer, &copy, b""), 200);
+    }
+    let mixed = [ours(), kms(context)].concat();
+    assert_eq!(ask(&mut client, "PUT", "refused", &mixed, b"x"), 400);
+    let mut without = kms(context);
+    without.remove(0);
+    assert_eq!(ask(&mut client, "PUT", "refused", &without, b"x"), 400);
+    let broken = context.replace('}', "");
+    assert_eq!(ask(&mut client, "PUT", "refused", &kms(&broken), b"x"), 400);
+    for i in 0..3 {
+        // The key in the place of another value, and one value left out.
+        let mut swapped = ours();
+        swapped[i].1 = base64(&keys[1]);
+        assert_eq!(ask(&mut client, "PUT", "refused", &swapped, b"x"), 400);
+        let mut fewer = ours();
+        fewer.remove(i);
+        assert_eq!(ask(&mut client, "PUT", "refused", &fewer, b"x"), 400);
+    }
+    refusals.assert_absent(answers.path());
+    disk.assert_absent(server.data_dir());
+    server.kill();
+    disk.assert_absent(server.data_dir());
+    std::fs::write(answers.path().join("log"), server.log()).expect("written");
+    disk.assert_absent(answers.path());
+    assert!(server.log().contains(BUCKET), "the log is on");
 }
 
 /// Without sealing the same search finds the data: it is not blind. What describes objects is sealed even then.

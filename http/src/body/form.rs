@@ -90,7 +90,11 @@ impl Head {
             if matches!(&self.step, Step::Value { name } if name == FILE) {
                 let mut file = File::new(std::mem::take(&mut self.delimiter));
                 let rest = std::mem::take(&mut self.buffer).freeze();
-                file.head_bytes = (self.fed - rest.len()) as u64;
+                let head_bytes = self.fed - rest.len();
+                if head_bytes > limits::FORM_FIELDS_BYTES_MAX {
+                    return Err(BodyError::FormTooLarge);
+                }
+                file.head_bytes = head_bytes as u64;
                 file.feed(rest);
                 return Ok(Some((std::mem::take(&mut self.found), file)));
             }

@@ -96,9 +96,10 @@ pub async fn copy_object(
         checksum: checksum::to_blob(&taken.sums, new.key.secret()),
         condition,
     };
-    let hold = new.key.hold(at)?;
+    // Under both: a copy must not outlive the key that its source was under when that was taken away.
+    let holds = (source.object_key.hold(source.at())?, new.key.hold(at)?);
     let committed = stream.commit(finish).await.at(at)?;
-    drop(hold);
+    drop(holds);
 
     Ok(answer(&taken.etag, committed.modified, &taken.sums, &new))
 }

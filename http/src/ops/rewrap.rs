@@ -22,13 +22,13 @@ pub async fn rewrap(
     let Some(encryption) = new.encryption.clone() else {
         return Err(corrupt("a sealed object that is to be opened", at));
     };
-    object_key.check(at)?;
-    let hold = new.key.hold(at)?;
+    // Under both: what is moved while its old key is taken away is gone with it.
+    let holds = (object_key.hold(at)?, new.key.hold(at)?);
     let outcome = inner
         .shard
         .set_encryption(at.bucket, at.key, found.sequence, encryption)
         .await;
-    drop(hold);
+    drop(holds);
     match outcome {
         Ok(_) => Ok(Some(new)),
         Err(Error::Conflict | Error::NoSuchKey) => Ok(None),

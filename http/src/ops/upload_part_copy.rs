@@ -45,7 +45,9 @@ pub async fn upload_part_copy(
         .pour(inner, range, &mut stream, &mut intake, at)
         .await?;
     let taken = intake.finish(&HeaderMap::new())?;
+    let hold = source.object_key.hold(source.at())?;
     let modified = commit(stream, &taken, &object_key, at).await?;
+    drop(hold);
 
     let sums = match part.named() {
         Some(_) => Fields::of(&taken.sums),

@@ -110,7 +110,7 @@ pub async fn answer(
     let location = format!(
         "{scheme}://{host}/{}/{}",
         place.bucket,
-        percent_encode(&place.key).replace("%2F", "/")
+        percent_encode(&place.key)
     );
     Ok(success(&fields, &place, &location, output))
 }
@@ -533,7 +533,7 @@ mod tests {
         assert_eq!(status, 201);
         assert!(body.contains("<Key>a b/&lt;c&gt;</Key>"), "{body}");
         let to = |url| answer(&[("success_action_redirect", url)]);
-        let tail = "bucket=b&key=a%20b%2F%3Cc%3E&etag=%22%22";
+        let tail = "bucket=b&key=a%20b/%3Cc%3E&etag=%22%22";
         assert_eq!(to("https://x/y").0, 303);
         assert_eq!(to("https://x/y").1, format!("https://x/y?{tail}"));
         assert_eq!(to("https://x/y?z=1").1, format!("https://x/y?z=1&{tail}"));

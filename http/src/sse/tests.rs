@@ -360,6 +360,23 @@ fn every_mode_opens_only_for_its_own_object() {
     assert!(plain.key.secret().is_none() && plain.encryption.is_none());
 }
 
+/// Elsewhere the customer's key was itself the cipher's.
+#[test]
+fn a_customers_key_never_seals_data_itself() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, keys) = keys(dir.path());
+    let given = customer(CUSTOMER, 9);
+    let (one, two) = (new(&keys, &given, AT), new(&keys, &given, AT));
+    let secret = |made: &NewKey| *made.key.secret().expect("sealed").expose();
+    assert!(secret(&one) != [9; 32] && secret(&two) != [9; 32]);
+    assert!(secret(&one) != secret(&two), "each object has its own");
+    let sealed = one.encryption.as_ref().expect("sealed");
+    assert!(sealed.kms.is_none() && !sealed.sealed_key.windows(32).any(|w| w == [9; 32]));
+    let key = CustomerKey::read(&over_tls(&given), &CUSTOMER).expect("fine");
+    let opened = ObjectKey::of_customer(&key.expect("a key"), sealed, AT).expect("opens");
+    assert!(opened.secret() == one.key.secret());
+}
+
 #[test]
 fn resealing_keeps_the_object_key() {
     let dir = tempfile::tempdir().expect("a directory");
