@@ -121,6 +121,8 @@ pub const ADMIN_ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Commands at once on the admin socket; further ones are turned away.
 pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+/// What waits for a client looks so often whether its key still stands.
+pub const KEY_CHECK: Duration = Duration::from_millis(500);
 /// Keys whose waiting period is over are looked for so often.
 pub const DUE_KEYS_POLL: Duration = Duration::from_secs(1);
 /// The same after they could not be destroyed.

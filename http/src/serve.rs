@@ -410,6 +410,8 @@ async fn shard(
         plan.settings.clone(),
         Some(KmsApi::new(Arc::clone(&plan.kms), keys)),
     );
+    let downloads = operations.clone();
+    glommio::spawn_local(async move { downloads.watch_downloads().await }).detach();
     let drain = Drain::new();
     if id == 0 {
         let store = store.clone();

@@ -415,6 +415,48 @@ fn an_upload_that_began_before_its_key_went_away_is_refused() {
     got.expect(404);
 }
 
+/// A client that stops sending does not keep its upload's key in memory.
+#[test]
+fn an_upload_that_waits_for_its_client_ends_with_its_key() {
+    let server = filled(Config::http());
+    for (take, give, status) in [
+        (
+            &["key", "disable", DEFAULT][..],
+            &["key", "enable", DEFAULT][..],
+            400,
+        ),
+        (&["kms", "seal"], &["kms", "unseal"], 503),
+    ] {
+        let body = content(3 << 20);
+        let request = Request {
+            method: "PUT",
+            bucket: BUCKET,
+            key: "waiting",
+            ..Request::default()
+        };
+        let head = head_bytes(
+            &server.endpoint(),
+            &Moment::now(),
+            &request,
+            body.len() as u64,
+        );
+        let mut connection = Connection::open(server.address(), false).expect("a connection");
+        connection
+            .send(head.as_bytes(), &body[..1 << 20])
+            .expect("sent");
+        std::thread::sleep(Duration::from_millis(300));
+        succeed(&mut on(server.data_dir(), take));
+        let head = connection.read_head().expect("an answer");
+        assert_eq!(head.status, status);
+        succeed(&mut on(server.data_dir(), give));
+        server
+            .client()
+            .get(BUCKET, "waiting")
+            .expect("an answer")
+            .expect(404);
+    }
+}
+
 #[test]
 fn a_lost_keystore_is_told_and_a_backup_brings_it_back() {
     let mut server = filled(Config::http());

@@ -1,6 +1,7 @@
 //! MinIO's own client: `mc admin kms` and `mc encrypt`.
 
 use strongroom_tests::client::Request;
+use strongroom_tests::key_server::KeyServer;
 use strongroom_tests::mc::{ALIAS, mc};
 use strongroom_tests::python::succeed;
 use strongroom_tests::{Config, Server, cli};
@@ -86,7 +87,10 @@ fn bucket_encryption_is_set_shown_and_cleared() {
     let file = server.data_dir().with_file_name("file");
     std::fs::write(&file, "sealed under payroll").expect("written");
     let object = format!("{bucket}/object");
-    run(&server, &["cp", file.to_str().expect("UTF-8"), &object]);
+    succeed(&mut mc(
+        &server,
+        &["cp", file.to_str().expect("UTF-8"), &object],
+    ));
     assert_eq!(
         succeed(&mut mc(&server, &["cat", &object])),
         "sealed under payroll"
@@ -96,7 +100,7 @@ fn bucket_encryption_is_set_shown_and_cleared() {
         &["key", "disable", "payroll"],
     ));
     let locked = refused(&server, &["cat", &object]);
-    assert!(locked.contains("disabled"), "{locked}");
+    assert!(locked.contains("400"), "{locked}");
     cli::succeed(&mut cli::on(
         server.data_dir(),
         &["key", "enable", "payroll"],
@@ -106,6 +110,66 @@ fn bucket_encryption_is_set_shown_and_cleared() {
     let shown = mc(&server, &["encrypt", "info", &bucket]).output();
     let shown = shown.expect("mc starts").stdout;
     assert!(!String::from_utf8_lossy(&shown).contains("payroll"));
+}
+
+/// Where new writes take their keys from KES, so do these calls.
+#[test]
+fn with_kes_the_calls_go_there() {
+    let mut keys = KeyServer::start();
+    let path = |name: &str| keys.file(name).display().to_string();
+    let endpoint = format!("https://{}", keys.address);
+    let server = Config::http()
+        .env("MINIO_KMS_KES_ENDPOINT", &endpoint)
+        .env("MINIO_KMS_KES_KEY_NAME", "store")
+        .env("MINIO_KMS_KES_CERT_FILE", &path("admin.crt"))
+        .env("MINIO_KMS_KES_KEY_FILE", &path("admin.key"))
+        .env("MINIO_KMS_KES_CAPATH", &path("server.crt"))
+        .start();
+    let key = |args: &[&str]| mc(&server, &[&["admin", "kms", "key"], args].concat());
+    succeed(&mut key(&["create", ALIAS, "payroll"]));
+    let names = keys
+        .ask("GET", "/v1/key/list/", &serde_json::Value::Null)
+        .json();
+    assert_eq!(names["names"], serde_json::json!(["payroll", "store"]));
+    let again = refused(
+        &server,
+        &["admin", "kms", "key", "create", ALIAS, "payroll"],
+    );
+    assert!(again.contains("XMinioKMSKeyExists"), "{again}");
+    let listed = succeed(&mut key(&["list", ALIAS]));
+    assert!(
+        listed.contains("payroll") && listed.contains("store"),
+        "{listed}"
+    );
+    let status = run(&server, &["admin", "kms", "key", "status", ALIAS]);
+    assert_eq!(status["keyId"], "store", "{status}");
+    let mut client = server.client();
+    let request = Request {
+        method: "GET",
+        bucket: "minio",
+        key: "kms/v1/status",
+        ..Request::default()
+    };
+    let mut shown = || {
+        client
+            .request(&request, b"")
+            .expect("an answer")
+            .expect(200)
+            .text()
+    };
+    let online = shown();
+    assert!(
+        online.contains(&format!("\"{endpoint}\":\"online\"")),
+        "{online}"
+    );
+    assert!(keys.stop().success());
+    let offline = shown();
+    assert!(
+        offline.contains(&format!("\"{endpoint}\":\"offline\"")),
+        "{offline}"
+    );
+    let status = run(&server, &["admin", "kms", "key", "status", ALIAS]);
+    assert!(status.to_string().contains("cannot be reached"), "{status}");
 }
 
 /// The calls as clients other than `mc` make them, old ones included; and who may not.

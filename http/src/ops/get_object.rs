@@ -18,6 +18,7 @@ use strongroom_engine::record::{Data, Object};
 use strongroom_engine::{Found, GetStream};
 
 use super::condition::{self, Of};
+use super::downloads::{self, Downloads};
 use super::range::{self, ByteRange};
 use super::{Inner, check_version, etag, headers, length, metadata, signed};
 use crate::checksum::{self, Fields};
@@ -97,7 +98,15 @@ pub async fn get_object(
         None => None,
     };
     let output = answer!(GetObjectOutput, &plan, sums, Some(&object_key));
-    let body = Body::new(stream, first, left, object_key, bucket, key);
+    let body = Body::new(
+        &inner.downloads,
+        stream,
+        first,
+        left,
+        object_key,
+        bucket,
+        key,
+    );
     Ok(GetObjectOutput {
         body: Some(StreamingBlob::new(body)),
         ..output
@@ -300,23 +309,32 @@ fn range_of_part(object: &Object, number: i32) -> S3Result<(Option<Range<u64>>, 
     Ok(((!range.is_empty()).then_some(range), wanted))
 }
 
-type LocalFrames = Pin<Box<dyn Stream<Item = Result<Bytes, StdError>>>>;
-
 /// A response body of known length, bound to this thread.
 struct Body {
-    frames: SendWrapper<LocalFrames>,
+    frames: SendWrapper<downloads::Frames>,
     left: u64,
 }
 
 impl Body {
     fn new(
+        downloads: &Downloads,
         stream: GetStream,
-        first: Option<Bytes>,
+        mut first: Option<Bytes>,
         left: u64,
         object_key: ObjectKey,
         bucket: String,
         key: String,
     ) -> Self {
+        if let Some(whole) = first.take_if(|first| first.len() as u64 == left) {
+            // Nothing needs the key any more.
+            let frames: downloads::Frames = Box::pin(futures_util::stream::iter([Ok(whole)]));
+            return Body {
+                frames: SendWrapper::new(frames),
+                left,
+            };
+        }
+        let lease = object_key.lease().cloned();
+        let place = (bucket.clone(), key.clone());
         let state = Frames {
             stream,
             first,
@@ -328,8 +346,12 @@ impl Body {
             let frame = state.next().await?;
             Some((frame.map_err(StdError::from), state))
         });
+        let frames: downloads::Frames = match lease {
+            Some(lease) => Box::pin(downloads.begin(Box::pin(frames), lease, place.0, place.1)),
+            None => Box::pin(frames),
+        };
         Body {
-            frames: SendWrapper::new(Box::pin(frames)),
+            frames: SendWrapper::new(frames),
             left,
         }
     }

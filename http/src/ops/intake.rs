@@ -10,7 +10,8 @@ use s3s::{S3Result, TrailingHeaders, s3_error};
 use super::etag::EtagHasher;
 use crate::body::Upload;
 use crate::checksum::{self, Algorithm, Announced, Hasher, Sum};
-use crate::error::body_fault;
+use crate::error::{At, body_fault};
+use crate::sse::ObjectKey;
 
 /// A request's body.
 pub enum Incoming {
@@ -67,6 +68,11 @@ impl Incoming {
                 )
             })),
         }
+    }
+
+    /// As [`Incoming::next`], for an upload under a key: one that waits for its client does not outlive the key.
+    pub async fn next_under(&mut self, key: &ObjectKey, at: At<'_>) -> Option<S3Result<Bytes>> {
+        futures_lite::future::or(self.next(), async { Some(Err(key.lost(at).await)) }).await
     }
 
     /// The trailers, once the end was read.

@@ -23,6 +23,7 @@ use strongroom_kms::Keys;
 use crate::auth;
 use crate::config;
 use crate::error::invalid_argument;
+use crate::limits;
 use crate::sse::{Asked, Rules};
 
 pub mod etag;
@@ -39,6 +40,7 @@ mod copy_object;
 mod create_multipart_upload;
 mod delete_object;
 mod delete_objects;
+mod downloads;
 mod get_object;
 mod get_object_attributes;
 mod intake;
@@ -105,6 +107,7 @@ struct Inner {
     keys: Rc<Keys>,
     config: Config,
     lanes: lanes::Lanes,
+    downloads: downloads::Downloads,
 }
 
 impl Inner {
@@ -132,12 +135,21 @@ impl Store {
                 keys,
                 config,
                 lanes: lanes::Lanes::default(),
+                downloads: downloads::Downloads::default(),
             })),
         }
     }
 }
 
 impl Store {
+    /// Lets no download outlive its key, also while its client does not read. Never ends.
+    pub async fn watch_downloads(&self) {
+        loop {
+            glommio::timer::sleep(limits::KEY_CHECK).await;
+            self.inner.downloads.sweep();
+        }
+    }
+
     /// What the S3 layer does not route to the operations itself.
     pub fn routes(&self) -> Vec<Arc<dyn S3Route>> {
         vec![Arc::new(routes::Encryption::new(self.clone()))]

@@ -58,7 +58,7 @@ pub async fn put_object(
         part: None,
     };
     let mut stream = inner.shard.put(target, new.key.secret()).await.at(at)?;
-    while let Some(frame) = incoming.next().await {
+    while let Some(frame) = incoming.next_under(&new.key, at).await {
         let frame = frame?;
         stream.write(&frame).await.at(at)?;
         intake.update(&frame).await;

@@ -42,7 +42,7 @@ pub async fn upload_part(
     let hasher = EtagHasher::new(&inner.lanes, inner.config.etag, mode, headers)?;
     let (object_key, mut stream) = part.begin(inner, opened, at, size).await?;
     let mut intake = part.intake(announced, hasher);
-    while let Some(frame) = incoming.next().await {
+    while let Some(frame) = incoming.next_under(&object_key, at).await {
         let frame = frame?;
         stream.write(&frame).await.at(at)?;
         intake.update(&frame).await;

@@ -3,7 +3,7 @@
 //! The external key is the customer's, or a data key of the key service. Both bind the object's path: bucket, `/` and the key as they
 //! are, never cleaned. There is no fallback to another key, ever.
 
-use s3s::S3Result;
+use s3s::{S3Error, S3Result};
 use strongroom_engine::hierarchy::{self, Domain, SealedKey};
 use strongroom_engine::record::{Encryption, KmsKey, Mode};
 use strongroom_engine::secret::Secret;
@@ -11,6 +11,7 @@ use strongroom_kms::{Context, DataKey, KeyHold, KeyLease, Keys, Source, StoredDa
 
 use super::{Choice, CustomerKey, KmsChoice, customer};
 use crate::error::{At, OrS3, corrupt};
+use crate::limits;
 
 /// The key of an object or an open upload; nothing where it is not sealed.
 #[derive(Default)]
@@ -136,7 +137,18 @@ impl ObjectKey {
         }
     }
 
-    fn lease(&self) -> Option<&KeyLease> {
+    /// Waits until the key above may not be used any more; says why.
+    pub async fn lost(&self, at: At<'_>) -> S3Error {
+        loop {
+            glommio::timer::sleep(limits::KEY_CHECK).await;
+            if let Err(fault) = self.check(at) {
+                return fault;
+            }
+        }
+    }
+
+    /// What tells whether the key above may still be used, if there is one.
+    pub fn lease(&self) -> Option<&KeyLease> {
         match &self.0.as_ref()?.from {
             From::Service(lease) => Some(lease),
             From::Customer(_) => None,
