@@ -1,7 +1,20 @@
 //! Kernels for the bytes on the data path, and nothing else: authenticated encryption and hashes.
 //!
-//! Callers see [`gcm::Key`] and [`gcm::Message`]; which instructions run is decided here.
+//! Callers see [`gcm::Key`] and [`gcm::Message`]; which instructions run is decided here, by what [`cpu`] finds. All `unsafe`
+//! code of these kernels is below this module, and `SAFETY.md` beside it says why it holds.
+#![allow(unsafe_code)]
 
+pub mod cpu;
 pub mod gcm;
 
 mod portable;
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+/// The path that [`gcm::Key::new`] takes on this machine.
+pub fn kernel_name() -> &'static str {
+    cpu::best().name()
+}
