@@ -59,12 +59,34 @@ impl Key {
         counter: &mut [u8; BLOCK],
         data: InOutBuf<'_, '_, u8>,
     ) {
+        self.strides(counter, data, |mut piece, stream| {
+            if let Direction::Open = direction {
+                self.hash(acc, piece.get_in());
+            }
+            piece.xor_in2out(stream);
+            if let Direction::Seal = direction {
+                self.hash(acc, piece.get_out());
+            }
+        });
+    }
+
+    /// [`crypt`](Self::crypt) without the hash, to measure what that costs.
+    pub fn counter_mode(&self, counter: &mut [u8; BLOCK], data: InOutBuf<'_, '_, u8>) {
+        self.strides(counter, data, |mut piece, stream| piece.xor_in2out(stream));
+    }
+
+    fn strides(
+        &self,
+        counter: &mut [u8; BLOCK],
+        data: InOutBuf<'_, '_, u8>,
+        mut each: impl FnMut(InOutBuf<'_, '_, u8>, &[u8]),
+    ) {
         assert!(data.len().is_multiple_of(BLOCK));
         let mut rest = data;
         let mut stream = [Block::default(); STRIDE_BLOCKS];
         while !rest.is_empty() {
             let len = rest.len().min(STRIDE_BLOCKS * BLOCK);
-            let (mut piece, next) = rest.split_at(len);
+            let (piece, next) = rest.split_at(len);
             rest = next;
 
             let stream = &mut stream[..len / BLOCK];
@@ -73,14 +95,7 @@ impl Key {
                 increment(counter);
             }
             self.aes.encrypt_blocks(stream);
-
-            if let Direction::Open = direction {
-                self.hash(acc, piece.get_in());
-            }
-            piece.xor_in2out(Block::slice_as_flattened(stream));
-            if let Direction::Seal = direction {
-                self.hash(acc, piece.get_out());
-            }
+            each(piece, Block::slice_as_flattened(stream));
         }
         Block::slice_as_flattened_mut(&mut stream).zeroize();
     }

@@ -1,0 +1,13 @@
+//! AES-256-GCM for x86-64: one stitched loop, in three widths.
+//!
+//! - [`stitched`]: the loop itself and all that is common, as a macro over the width.
+//! - [`aesni`], [`vaes256`], [`vaes512`]: what a width calls its instructions.
+//! - [`setup`]: round keys and hash-key powers, the same for all.
+
+#[macro_use]
+mod stitched;
+mod setup;
+
+pub mod aesni;
+pub mod vaes256;
+pub mod vaes512;
