@@ -106,7 +106,7 @@ pub(crate) fn seal_with(
 /// Opens a ciphertext of any form under a key of `algorithm`; `None` when it is not authentic.
 ///
 /// What an old form says of its cipher is ignored, as KES does.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn open(
     key: &Secret32,
     algorithm: Algorithm,

@@ -31,7 +31,7 @@ pub fn key_files(bytes: &[u8]) {
         let _ = crate::ApiKey::parse(text, "API key");
     }
     let _ = certificate::read(bytes);
-    let _ = stored::StoredKey::parse(bytes);
+    let _ = stored::parse(bytes);
 }
 
 /// Reads `json` as an encryption context: its pairs, and the canonical form of them.

@@ -7,10 +7,13 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use md5::{Digest as _, Md5};
 use serde_json::Value;
 use strongroom_tests::cli::{on, succeed};
 use strongroom_tests::client::{Client, Request, Response};
-use strongroom_tests::kes::Kes;
+use strongroom_tests::kes::{KEY, Kes};
 use strongroom_tests::key_server::KeyServer;
 use strongroom_tests::{Config, Server, binary, scaled};
 
@@ -231,6 +234,44 @@ fn writes_with_a_bucket_key_are_a_call_for_each_core_and_interval() {
     for i in 0..4 {
         get(&mut client, &format!("interval-{i}")).expect(200);
     }
+}
+
+/// Objects of a store that gets a KES move to it one by one, without their data, and then stand and fall with its key.
+#[test]
+fn objects_move_from_the_keystore_to_kes() {
+    let kes = Kes::start();
+    let home = scratch();
+    let dir = home.path().join("data");
+    let local = || Config::http().data_dir(&dir);
+    let (server, mut client) = with_bucket(local());
+    for key in ["moved", "left"] {
+        put(&mut client, key).expect(200);
+    }
+    stop(server);
+    let config = kes.configure(local()).args(["--kms-cache-entries", "0"]);
+    let (_server, mut client) = with_bucket(config);
+    let body = format!(
+        "<ObjectEncryption><SSE-KMS><KMSKeyArn>arn:aws:kms:us-east-1:000000000000:key/{KEY}</KMSKeyArn></SSE-KMS></ObjectEncryption>"
+    );
+    let md5 = STANDARD.encode(Md5::digest(&body));
+    let request = Request {
+        method: "PUT",
+        bucket: BUCKET,
+        key: "moved",
+        query: "encryption",
+        headers: &[("content-md5", md5.as_str())],
+    };
+    let before = kes.calls("generate");
+    let moved = client.request(&request, body.as_bytes());
+    moved.expect("an answer").expect(200);
+    assert_eq!(kes.calls("generate"), before + 1);
+    for key in ["moved", "left"] {
+        assert_eq!(get(&mut client, key).expect(200).body, b"content");
+    }
+    kes.delete_key(KEY);
+    let refused = get(&mut client, "moved").expect(400);
+    assert_eq!(refused.code(), "KMS.NotFoundException");
+    assert_eq!(get(&mut client, "left").expect(200).body, b"content");
 }
 
 /// The project's own key server as the KES of a store.

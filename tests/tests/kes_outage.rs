@@ -195,6 +195,11 @@ fn an_unreachable_kms_stops_what_needs_a_key_and_nothing_else() {
                 &[&from[..], &SSE_C[..]].concat(),
             ));
             away(begun.copied_part(&mut client, &source));
+            away(move_to_another_key(&mut client, &key));
+            let size = [("x-amz-object-attributes", "ObjectSize")];
+            attributes(&mut client, &key, &size).expect(200);
+            let sums = [("x-amz-object-attributes", "Checksum")];
+            away(attributes(&mut client, &key, &sums));
         }
         away(with(&mut client, "PUT", "new", headers));
         away(create_upload(&mut client, "other", headers));
@@ -245,6 +250,34 @@ fn an_unreachable_kms_stops_what_needs_a_key_and_nothing_else() {
     eventually("it is not seen to be back", 10, || {
         health(&mut client).1.contains("\"keys\":\"ok\"")
     });
+}
+
+fn move_to_another_key(client: &mut Client, key: &str) -> Response {
+    use base64::Engine as _;
+    use md5::{Digest as _, Md5};
+    let body = "<ObjectEncryption><SSE-KMS><KMSKeyArn>arn:aws:kms:us-east-1:000000000000:key/other</KMSKeyArn></SSE-KMS></ObjectEncryption>";
+    let md5 = base64::engine::general_purpose::STANDARD.encode(Md5::digest(body));
+    let request = Request {
+        method: "PUT",
+        bucket: BUCKET,
+        key,
+        query: "encryption",
+        headers: &[("content-md5", md5.as_str())],
+    };
+    client
+        .request(&request, body.as_bytes())
+        .expect("an answer")
+}
+
+fn attributes(client: &mut Client, key: &str, headers: &[(&str, &str)]) -> Response {
+    let request = Request {
+        method: "GET",
+        bucket: BUCKET,
+        key,
+        query: "attributes",
+        headers,
+    };
+    client.request(&request, &[]).expect("an answer")
 }
 
 fn create_upload(client: &mut Client, key: &str, headers: &[(&str, &str)]) -> Response {

@@ -223,7 +223,7 @@ impl Server {
         let most = request.answer_bytes_max;
         let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
         // In one piece: a buffer that grows leaves copies of keys behind.
-        let room = announced.clamp(limits::KES_ANSWER_BYTES_USUAL, most.max(1));
+        let room = announced.max(limits::KES_ANSWER_BYTES_USUAL).min(most);
         let mut bytes = Zeroizing::new(Vec::with_capacity(room));
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| explain(&e))?;

@@ -403,7 +403,7 @@ mod tests {
             }
             assert!(verify(&[&made], &made.certificate, "other.example").is_err());
             assert!(verify(&[], &made.certificate, "kes.example").is_err());
-            let other = self_signed(made.params.is_ca.clone(), (2020, 2040));
+            let other = self_signed(made.params.is_ca, (2020, 2040));
             assert!(verify(&[&other], &made.certificate, "kes.example").is_err());
         }
     }
@@ -412,7 +412,7 @@ mod tests {
     fn dates_count_for_listed_certificates_too() {
         for is_ca in [IsCa::NoCa, IsCa::Ca(BasicConstraints::Unconstrained)] {
             for years in [(2000, 2010), (2050, 2060)] {
-                let made = self_signed(is_ca.clone(), years);
+                let made = self_signed(is_ca, years);
                 assert!(verify(&[&made], &made.certificate, "kes.example").is_err());
             }
         }
