@@ -5,8 +5,7 @@
 //! - What is in force can be changed while connections come in. Sessions are never resumed, so every handshake is looked
 //!   at by what is in force.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -25,15 +24,8 @@ use rustls::{
 };
 use strongroom_kms::{KesConfig, KesTls};
 
+use crate::kes::tls::Trusted;
 use crate::tls;
-
-/// Where systems keep the certificates of the CAs they trust.
-const SYSTEM_AUTHORITIES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// The TLS of a key server.
 pub struct Door {
@@ -136,30 +128,19 @@ fn read(from: &From) -> Result<Current, String> {
 
 /// The CAs that may sign for clients.
 fn authorities(path: Option<&Path>) -> Result<RootCertStore, String> {
-    let files = match path {
-        Some(path) if path.is_dir() => fs::read_dir(path)
-            .and_then(|entries| {
-                entries
-                    .map(|entry| entry.map(|entry| entry.path()))
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .map_err(|e| format!("tls.ca: {}: {e}", path.display()))?,
-        Some(path) => vec![path.to_owned()],
-        None => SYSTEM_AUTHORITIES
-            .iter()
-            .map(PathBuf::from)
-            .filter(|path| path.exists())
-            .take(1)
-            .collect(),
+    let certificates = match path {
+        Some(path) => Trusted::Path(path.to_owned())
+            .certificates()
+            .map_err(|e| format!("tls.ca: {e}"))?,
+        None => rustls_native_certs::load_native_certs().certs,
     };
     let mut roots = RootCertStore::empty();
-    for file in &files {
-        let certificates = tls::read_certificates(file).map_err(|e| format!("tls.ca: {e}"))?;
-        // Systems trust a few that are malformed by today's rules.
-        roots.add_parsable_certificates(certificates);
-    }
+    // Systems trust a few that are malformed by today's rules.
+    roots.add_parsable_certificates(certificates);
     match roots.is_empty() {
-        true => Err("tls.auth is on, and tls.ca names no certificate of a CA".into()),
+        true => {
+            Err("tls.auth is on, and there is no certificate of a CA: tls.ca names some".into())
+        }
         false => Ok(roots),
     }
 }
