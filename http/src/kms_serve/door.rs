@@ -31,14 +31,23 @@ use crate::tls;
 pub struct Door {
     current: ArcSwap<Current>,
     /// What the current state was read from.
-    from: Mutex<From>,
+    from: Mutex<Wanted>,
 }
 
-#[derive(Clone)]
-struct From {
+/// What a configuration wants of it.
+struct Wanted {
     tls: KesTls,
     /// Whether clients may come without a certificate.
     open: bool,
+}
+
+impl Wanted {
+    fn of(config: &KesConfig) -> Self {
+        Self {
+            tls: config.tls.clone(),
+            open: config.some_route_is_open(),
+        }
+    }
 }
 
 struct Current {
@@ -49,26 +58,21 @@ struct Current {
 impl Door {
     /// Reads the files that the configuration names.
     pub fn open(config: &KesConfig) -> Result<Arc<Door>, String> {
-        let from = From {
-            tls: config.tls.clone(),
-            open: config.some_route_is_open(),
-        };
+        let from = Wanted::of(config);
         Ok(Arc::new(Door {
             current: ArcSwap::from_pointee(read(&from)?),
             from: Mutex::new(from),
         }))
     }
 
-    /// Puts another configuration in force, for all handshakes from now on.
-    pub fn change(&self, config: &KesConfig) -> Result<(), String> {
-        let from = From {
-            tls: config.tls.clone(),
-            open: config.some_route_is_open(),
-        };
+    /// Reads the files that another configuration names. What comes out puts it in force, for all handshakes from then on.
+    pub fn change<'a>(&'a self, config: &KesConfig) -> Result<impl FnOnce() + use<'a>, String> {
+        let from = Wanted::of(config);
         let read = read(&from)?;
-        *self.from.lock().unwrap_or_else(PoisonError::into_inner) = from;
-        self.current.store(Arc::new(read));
-        Ok(())
+        Ok(move || {
+            *self.from.lock().unwrap_or_else(PoisonError::into_inner) = from;
+            self.current.store(Arc::new(read));
+        })
     }
 
     /// Reads the files again, which may have been renewed.
@@ -95,25 +99,25 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-fn read(from: &From) -> Result<Current, String> {
+fn read(wanted: &Wanted) -> Result<Current, String> {
     let KesTls {
         certificate,
         key,
         verify_clients,
         ca,
-    } = &from.tls;
+    } = &wanted.tls;
     let own = tls::load_pair(certificate, key).map_err(|e| {
         format!("tls: {e} (`strongroom kms identity new --cert FILE --key FILE NAME` makes a pair)")
     })?;
     let clients: Arc<dyn ClientCertVerifier> = match verify_clients {
         false => Arc::new(Anybody {
-            mandatory: !from.open,
+            mandatory: !wanted.open,
             algorithms: provider().signature_verification_algorithms,
         }),
         true => {
             let roots = Arc::new(authorities(ca.as_deref())?);
             let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
-            let builder = match from.open {
+            let builder = match wanted.open {
                 true => builder.allow_unauthenticated(),
                 false => builder,
             };
