@@ -181,7 +181,11 @@ impl Kms {
     }
 
     /// As [`Kms::open`], but a keystore that is made holds no key: those of a key server are its clients'.
+    /// One that was made here before and is gone is lost, as with [`Kms::open_existing`].
     pub fn open_bare(dir: &Path, root: RootKey) -> Result<Kms, Error> {
+        if Files::were_made(dir) {
+            return Self::open_existing(dir, root);
+        }
         let keystore = Keystore::open(dir, &root, None, now_ms())?;
         Ok(Self::over(keystore, &root))
     }
@@ -213,6 +217,12 @@ impl Kms {
     #[must_use]
     pub fn exists(dir: &Path) -> bool {
         Files::exist(dir)
+    }
+
+    /// Whether the data directory holds a keystore, or has held one.
+    #[must_use]
+    pub fn was_made(dir: &Path) -> bool {
+        Files::were_made(dir)
     }
 
     /// Whether `root` opens the keystore in the data directory. Nothing is opened.

@@ -395,6 +395,33 @@ fn commands_reach_the_key_server() {
     );
 }
 
+#[test]
+fn a_lost_keystore_is_told_and_not_made_anew() {
+    let mut server = KeyServer::start();
+    let (place, backup) = (server.data_dir(), server.file("backup"));
+    server.ask("PUT", "/v1/key/create/one", &Value::Null);
+    let made = server.ask("PUT", "/v1/key/generate/one", &json!({})).json();
+    let request = json!({ "ciphertext": made["ciphertext"] });
+    succeed(on(&place, &["kms", "backup"]).arg(&backup));
+    assert!(server.stop().success());
+    fs::remove_dir_all(place.join("keystore")).expect("removed");
+    server.run();
+    assert!(server.log().contains("kms restore"), "{}", server.log());
+    let status = |path: &str| server.ask("GET", path, &Value::Null).status();
+    assert_eq!((status("/v1/ready"), status("/v1/status")), (504, 200));
+    let open = || server.ask("PUT", "/v1/key/decrypt/one", &request);
+    assert_eq!(open().status(), 502);
+    assert_eq!(
+        server
+            .ask("PUT", "/v1/key/create/two", &Value::Null)
+            .status(),
+        502
+    );
+    succeed(on(&place, &["kms", "restore"]).arg(&backup));
+    assert_eq!(open().json()["plaintext"], made["plaintext"]);
+    assert_eq!(status("/v1/ready"), 200);
+}
+
 /// The audit log says who did what, and no log says a key.
 #[test]
 fn logs_are_streamed_and_hold_no_key() {

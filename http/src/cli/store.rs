@@ -27,7 +27,7 @@ impl Store {
     /// Carries a request out, wherever it has to be.
     pub fn perform(&self, request: Request) -> Result<Answer, String> {
         let dir = &self.data_dir;
-        if !Kms::exists(dir) && !dir.join("superblock").exists() {
+        if !Kms::was_made(dir) && !dir.join("superblock").exists() {
             return Err(format!(
                 "there is no store in {} (--data-dir names another directory)",
                 dir.display()
@@ -93,7 +93,7 @@ fn perform_on(dir: &Path, kms: Kms, request: Request) -> Answer {
 
 /// As [`Store::perform_or`]'s `offline`, where the keystore may be lost, and everything else with it.
 pub fn offline_restoring(dir: &Path, request: Request) -> Result<Answer, String> {
-    if Kms::exists(dir) || dir.join("superblock").exists() || request.root().is_some() {
+    if Kms::was_made(dir) || dir.join("superblock").exists() || request.root().is_some() {
         return offline(dir, request);
     }
     // Nothing here is sealed under an earlier root key.

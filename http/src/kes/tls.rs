@@ -168,7 +168,8 @@ fn shown(credentials: &KesCredentials, now: u64) -> Result<Shown, String> {
 }
 
 impl Trusted {
-    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+    /// Reads them.
+    pub(crate) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, String> {
         let mut all = Vec::new();
         match self {
             Self::Path(path) => {

@@ -5,8 +5,7 @@
 //! - What is in force can be changed while connections come in. Sessions are never resumed, so every handshake is looked
 //!   at by what is in force.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -25,28 +24,30 @@ use rustls::{
 };
 use strongroom_kms::{KesConfig, KesTls};
 
+use crate::kes::tls::Trusted;
 use crate::tls;
-
-/// Where systems keep the certificates of the CAs they trust.
-const SYSTEM_AUTHORITIES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// The TLS of a key server.
 pub struct Door {
     current: ArcSwap<Current>,
     /// What the current state was read from.
-    from: Mutex<From>,
+    from: Mutex<Wanted>,
 }
 
-#[derive(Clone)]
-struct From {
+/// What a configuration wants of it.
+struct Wanted {
     tls: KesTls,
     /// Whether clients may come without a certificate.
     open: bool,
+}
+
+impl Wanted {
+    fn of(config: &KesConfig) -> Self {
+        Self {
+            tls: config.tls.clone(),
+            open: config.some_route_is_open(),
+        }
+    }
 }
 
 struct Current {
@@ -57,26 +58,21 @@ struct Current {
 impl Door {
     /// Reads the files that the configuration names.
     pub fn open(config: &KesConfig) -> Result<Arc<Door>, String> {
-        let from = From {
-            tls: config.tls.clone(),
-            open: config.some_route_is_open(),
-        };
+        let from = Wanted::of(config);
         Ok(Arc::new(Door {
             current: ArcSwap::from_pointee(read(&from)?),
             from: Mutex::new(from),
         }))
     }
 
-    /// Puts another configuration in force, for all handshakes from now on.
-    pub fn change(&self, config: &KesConfig) -> Result<(), String> {
-        let from = From {
-            tls: config.tls.clone(),
-            open: config.some_route_is_open(),
-        };
+    /// Reads the files that another configuration names. What comes out puts it in force, for all handshakes from then on.
+    pub fn change<'a>(&'a self, config: &KesConfig) -> Result<impl FnOnce() + use<'a>, String> {
+        let from = Wanted::of(config);
         let read = read(&from)?;
-        *self.from.lock().unwrap_or_else(PoisonError::into_inner) = from;
-        self.current.store(Arc::new(read));
-        Ok(())
+        Ok(move || {
+            *self.from.lock().unwrap_or_else(PoisonError::into_inner) = from;
+            self.current.store(Arc::new(read));
+        })
     }
 
     /// Reads the files again, which may have been renewed.
@@ -103,25 +99,25 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-fn read(from: &From) -> Result<Current, String> {
+fn read(wanted: &Wanted) -> Result<Current, String> {
     let KesTls {
         certificate,
         key,
         verify_clients,
         ca,
-    } = &from.tls;
+    } = &wanted.tls;
     let own = tls::load_pair(certificate, key).map_err(|e| {
         format!("tls: {e} (`strongroom kms identity new --cert FILE --key FILE NAME` makes a pair)")
     })?;
     let clients: Arc<dyn ClientCertVerifier> = match verify_clients {
         false => Arc::new(Anybody {
-            mandatory: !from.open,
+            mandatory: !wanted.open,
             algorithms: provider().signature_verification_algorithms,
         }),
         true => {
             let roots = Arc::new(authorities(ca.as_deref())?);
             let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
-            let builder = match from.open {
+            let builder = match wanted.open {
                 true => builder.allow_unauthenticated(),
                 false => builder,
             };
@@ -136,30 +132,19 @@ fn read(from: &From) -> Result<Current, String> {
 
 /// The CAs that may sign for clients.
 fn authorities(path: Option<&Path>) -> Result<RootCertStore, String> {
-    let files = match path {
-        Some(path) if path.is_dir() => fs::read_dir(path)
-            .and_then(|entries| {
-                entries
-                    .map(|entry| entry.map(|entry| entry.path()))
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .map_err(|e| format!("tls.ca: {}: {e}", path.display()))?,
-        Some(path) => vec![path.to_owned()],
-        None => SYSTEM_AUTHORITIES
-            .iter()
-            .map(PathBuf::from)
-            .filter(|path| path.exists())
-            .take(1)
-            .collect(),
+    let certificates = match path {
+        Some(path) => Trusted::Path(path.to_owned())
+            .certificates()
+            .map_err(|e| format!("tls.ca: {e}"))?,
+        None => rustls_native_certs::load_native_certs().certs,
     };
     let mut roots = RootCertStore::empty();
-    for file in &files {
-        let certificates = tls::read_certificates(file).map_err(|e| format!("tls.ca: {e}"))?;
-        // Systems trust a few that are malformed by today's rules.
-        roots.add_parsable_certificates(certificates);
-    }
+    // Systems trust a few that are malformed by today's rules.
+    roots.add_parsable_certificates(certificates);
     match roots.is_empty() {
-        true => Err("tls.auth is on, and tls.ca names no certificate of a CA".into()),
+        true => {
+            Err("tls.auth is on, and there is no certificate of a CA: tls.ca names some".into())
+        }
         false => Ok(roots),
     }
 }

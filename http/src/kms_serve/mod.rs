@@ -16,7 +16,7 @@ use rustls::ServerConfig;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::DataDir;
-use strongroom_kms::{Generated, KesConfig, KesServer, Kms};
+use strongroom_kms::{Generated, KesConfig, KesServer, Kms, Outage};
 
 use crate::admin::{self, Admin};
 use crate::conn::rt::timeout;
@@ -82,7 +82,7 @@ fn read_config(file: &Path) -> Result<KesConfig, String> {
 fn open(dir: &Path, admin: &Admin) -> Result<Kms, String> {
     let in_clear = Kms::kes_keys(dir).map_err(|e| e.to_string())?;
     let place = dir.display();
-    if !Kms::exists(dir) {
+    if !Kms::was_made(dir) {
         if let Some(first) = in_clear.first() {
             return Err(format!(
                 "{place} holds {} keys of a KES keystore ({first}, …) that this server cannot use as they are: \
@@ -105,8 +105,8 @@ fn open(dir: &Path, admin: &Admin) -> Result<Kms, String> {
     }
     let root = serve::root_key_or_wait(dir, admin)?;
     let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
-    if let Some(outage) = kms.outage() {
-        tracing::error!("{outage}");
+    if let Some(outage @ Outage::Lost(_)) = kms.outage() {
+        tracing::error!("{outage}. Until then no key can be used");
     }
     Ok(kms)
 }
@@ -192,8 +192,10 @@ fn reload(file: &Path, told: &Told, server: &KesServer, door: &Door) -> Result<(
     if config.address != told.configured || config.keystore != told.keystore {
         tracing::warn!("another address or keystore takes a restart");
     }
-    door.change(&config)?;
-    server.reload(config).map_err(|e| e.to_string())
+    let change_door = door.change(&config)?;
+    server.reload(config).map_err(|e| e.to_string())?;
+    change_door();
+    Ok(())
 }
 
 /// Takes renewed certificates for as long as the process lives.

@@ -32,6 +32,8 @@ use crate::secret::Secret32;
 
 /// Directory of the keystore within the data directory.
 pub(crate) const DIRECTORY: &str = "keystore";
+/// Beside the keystore: it has been made here once.
+const MADE: &str = "keystore.made";
 const KEYS: &str = "keys";
 const KEYS_NEW: &str = "keys.new";
 const FILE_KEY: &str = "file-key";
@@ -97,12 +99,21 @@ impl Files {
         data_dir.join(DIRECTORY).symlink_metadata().is_ok()
     }
 
+    /// Whether `data_dir` holds a keystore, or has held one.
+    pub(crate) fn were_made(data_dir: &Path) -> bool {
+        Self::exist(data_dir) || data_dir.join(MADE).symlink_metadata().is_ok()
+    }
+
     /// Makes a keystore that holds `book`; durable when this returns.
     pub(crate) fn create(data_dir: &Path, root: &RootKey, book: &Book) -> Result<Files, Error> {
         let mut files = Self::create_beside(data_dir, root, book)?;
         let new = std::mem::replace(&mut files.directory, data_dir.join(DIRECTORY));
         (|| {
             renameat_with(CWD, &new, CWD, &files.directory, RenameFlags::NOREPLACE)?;
+            match create_new(&data_dir.join(MADE)) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
             sync_directory(data_dir)
         })()
         .map_err(|e| Error::io("cannot make the keystore", &files.directory, e))?;

@@ -217,14 +217,15 @@ impl KesServer {
             metrics: Metrics::default(),
             readers: Mutex::default(),
         };
-        server.make_keys()?;
+        server.make_keys(&server.loaded().config)?;
         Ok(server)
     }
 
-    /// Puts another configuration in force, for all requests from now on.
+    /// Puts another configuration in force, for all requests from now on; after an error the one before stays.
     pub fn reload(&self, config: KesConfig) -> Result<(), Error> {
+        self.make_keys(&config)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded(config));
-        self.make_keys()
+        Ok(())
     }
 
     /// How to treat a request for `path` before it is handled.
@@ -333,13 +334,12 @@ impl KesServer {
         }
     }
 
-    fn make_keys(&self) -> Result<(), Error> {
-        let loaded = self.loaded();
-        for name in &loaded.config.keys {
+    fn make_keys(&self, config: &KesConfig) -> Result<(), Error> {
+        for name in &config.keys {
             match self
                 .kms
                 .keystore
-                .create(name, now_ms(), loaded.config.admin.as_str())
+                .create(name, now_ms(), config.admin.as_str())
             {
                 Ok(_) | Err(Error::Caller(Caller::KeyExists(_))) => {}
                 // A server without its keys starts, and says so to whoever asks.
