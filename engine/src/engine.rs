@@ -1,6 +1,6 @@
 //! The engine as a whole: what all cores share, opening and closing it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,8 @@ use futures_channel::oneshot;
 
 use crate::datadir::DataDir;
 use crate::error::{Error, Result};
-use crate::index::commit::{Committer, Op, Reply, Request};
+use crate::index::commit::{Committer, Op, Reply, Request, meta};
+use crate::index::tally::{Tally, Under};
 use crate::index::{Index, recover};
 use crate::limits;
 use crate::secret::Secret;
@@ -252,6 +253,14 @@ impl Engine {
         self.core.commit_and_forget(Op::Close);
         let _ = self.committer.join();
     }
+}
+
+/// What stands under each key of a store that nobody has open.
+pub fn tally_at_rest(dir: &DataDir, store_key: &Secret) -> Result<BTreeMap<Under, Tally>> {
+    let index = Index::open(&dir.index_dir(), store_key)?;
+    let last = index.plain_meta(meta::SEQUENCE)?.unwrap_or(0);
+    index.load_tallies(last)?;
+    Ok(index.tally())
 }
 
 /// Travels to the thread of a core and becomes its shard there.

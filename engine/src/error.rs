@@ -22,6 +22,9 @@ pub enum Error {
     /// The key changed while a conditional multipart upload or a change of encryption was under way.
     #[error("the key changed meanwhile")]
     Conflict,
+    /// The version of the key that it is sealed under was taken out of use meanwhile.
+    #[error("the version of the key was taken out of use meanwhile")]
+    KeyRetired,
     /// A part named by a completion is absent or was replaced meanwhile.
     #[error("part {number} is not what the completion names")]
     InvalidPart { number: u16 },

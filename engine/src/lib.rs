@@ -21,7 +21,7 @@ mod segment;
 mod shard;
 
 pub use datadir::{DataDir, Superblock};
-pub use engine::{Engine, EngineOptions, Opening, ShardSeed, Usage};
+pub use engine::{Engine, EngineOptions, Opening, ShardSeed, Usage, tally_at_rest};
 pub use error::{Error, Result};
 pub use index::record;
 pub use index::tally::{Tally, Under};

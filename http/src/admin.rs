@@ -22,6 +22,7 @@ use strongroom_kms::{
 };
 use zeroize::Zeroizing;
 
+use crate::rewrap::{Objects, Protected};
 use crate::{limits, root_key};
 
 const SOCKET: &str = "admin.sock";
@@ -45,6 +46,11 @@ pub enum Request {
     },
     KeyRotate {
         name: String,
+    },
+    /// Moves everything under older versions to the current one; `retire` then destroys the older ones.
+    KeyRewrap {
+        name: String,
+        retire: bool,
     },
     KeyDisable {
         name: String,
@@ -146,6 +152,20 @@ pub struct Key {
     pub created_at: u64,
     /// When it will be destroyed, if it is pending deletion.
     pub deletion_at: Option<u64>,
+    /// What stands under it, where a store is there that knows.
+    pub protects: Option<Protects>,
+}
+
+/// What stands under a key, whichever version. Bytes are those that clients sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protects {
+    pub objects: u64,
+    pub bytes: u64,
+    /// Multipart uploads that are open, and the bytes of their parts.
+    pub uploads: u64,
+    pub upload_bytes: u64,
+    /// Objects and uploads under versions older than the current one.
+    pub older: u64,
 }
 
 /// What is told of the key service.
@@ -179,6 +199,7 @@ impl From<KeyInfo> for Key {
             algorithm: info.algorithm.as_str().into(),
             created_at: info.created_at,
             deletion_at,
+            protects: None,
         }
     }
 }
@@ -196,7 +217,15 @@ enum State {
     /// The root key is nowhere to be found: somebody has to bring it.
     Locked,
     Brought(RootKey),
-    Open(Arc<Kms>),
+    Open(Open),
+}
+
+/// What commands are carried out on.
+#[derive(Clone)]
+struct Open {
+    kms: Arc<Kms>,
+    /// None where there is a keystore alone.
+    objects: Option<Arc<Objects>>,
 }
 
 impl Admin {
@@ -209,9 +238,9 @@ impl Admin {
         }
     }
 
-    /// From now on commands are carried out on this keystore.
-    pub fn open(&self, kms: Arc<Kms>) {
-        *self.state() = State::Open(kms);
+    /// From now on commands are carried out on this keystore, and on the objects of a store where there is one.
+    pub fn open(&self, kms: Arc<Kms>, objects: Option<Arc<Objects>>) {
+        *self.state() = State::Open(Open { kms, objects });
         self.changed.notify_all();
     }
 
@@ -233,18 +262,14 @@ impl Admin {
 
     /// Does what was asked. What takes long calls `tell` with how far it is.
     pub fn perform(&self, request: Request, tell: &mut dyn FnMut(String)) -> Answer {
-        match self.keystore(&request, tell) {
-            Ok(kms) => self.perform_on(&kms, request),
+        match self.opened(&request, tell) {
+            Ok(open) => self.perform_on(&open, request, tell),
             Err(answer) => answer,
         }
     }
 
-    /// The keystore, once it is open; or what to answer instead. Takes a root key that a locked process waits for.
-    fn keystore(
-        &self,
-        request: &Request,
-        tell: &mut dyn FnMut(String),
-    ) -> Result<Arc<Kms>, Answer> {
+    /// What to carry it out on, once it is open; or what to answer instead. Takes a root key that a locked process waits for.
+    fn opened(&self, request: &Request, tell: &mut dyn FnMut(String)) -> Result<Open, Answer> {
         let end = Instant::now() + limits::ADMIN_START_PATIENCE;
         if matches!(*self.state(), State::Starting) {
             tell("the server is starting: this waits for it".into());
@@ -252,7 +277,7 @@ impl Admin {
         let mut state = self.state();
         loop {
             match &*state {
-                State::Open(kms) => return Ok(Arc::clone(kms)),
+                State::Open(open) => return Ok(open.clone()),
                 State::Locked => {
                     let root = self.brought(request)?;
                     *state = State::Brought(root);
@@ -297,19 +322,29 @@ impl Admin {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn perform_on(&self, kms: &Kms, request: Request) -> Answer {
+    fn perform_on(&self, open: &Open, request: Request, tell: &mut dyn FnMut(String)) -> Answer {
+        let kms = &open.kms;
         match request {
-            Request::KeyCreate { name } => one(kms.create_key(&name)),
+            Request::KeyCreate { name } => open.one(kms.create_key(&name)),
             Request::KeyList { prefix } => keys(kms.list_keys(&prefix)),
-            Request::KeyStatus { name } => one(kms.describe_key(&name)),
-            Request::KeyRotate { name } => one(kms.rotate_key(&name)),
-            Request::KeyDisable { name } => one(kms.disable_key(&name)),
-            Request::KeyEnable { name } => one(kms.enable_key(&name)),
+            Request::KeyStatus { name } => open.one(kms.describe_key(&name)),
+            Request::KeyRotate { name } => open.one(kms.rotate_key(&name)),
+            Request::KeyRewrap { name, retire } => match &open.objects {
+                None => Answer::Error(
+                    "there are no objects here: what is sealed under these keys lies elsewhere".into(),
+                ),
+                Some(objects) => match objects.rewrap(kms, &name, retire, tell) {
+                    Ok(said) => Answer::Done(said),
+                    Err(reason) => Answer::Error(reason),
+                },
+            },
+            Request::KeyDisable { name } => open.one(kms.disable_key(&name)),
+            Request::KeyEnable { name } => open.one(kms.enable_key(&name)),
             Request::KeyDelete { name, after_ms } => {
                 let when = after_ms.map_or(Deletion::Now, |ms| {
                     Deletion::After(Duration::from_millis(ms))
                 });
-                one(kms.delete_key(&name, when))
+                open.one(kms.delete_key(&name, when))
             }
             Request::KmsStatus => Answer::Status(status(kms)),
             Request::KmsSeal => done(kms.seal().map(|()| sealed())),
@@ -411,8 +446,39 @@ fn imported(done: Imported) -> String {
     said
 }
 
-fn one(done: Result<KeyInfo, Error>) -> Answer {
-    keys(done.map(|key| vec![key]))
+impl Open {
+    /// One key, and what stands under it.
+    fn one(&self, done: Result<KeyInfo, Error>) -> Answer {
+        let key = match done {
+            Ok(key) => key,
+            Err(e) => return Answer::Error(e.to_string()),
+        };
+        let protects = self
+            .objects
+            .as_ref()
+            .map(|objects| objects.under(&key.name, key.version))
+            .transpose();
+        match protects {
+            Ok(protects) => Answer::Keys(vec![Key {
+                protects: protects.map(Protects::from),
+                ..Key::from(key)
+            }]),
+            Err(reason) => Answer::Error(reason),
+        }
+    }
+}
+
+impl From<Protected> for Protects {
+    fn from(protected: Protected) -> Self {
+        let Protected { all, older } = protected;
+        Protects {
+            objects: all.objects,
+            bytes: all.bytes,
+            uploads: all.uploads,
+            upload_bytes: all.upload_bytes,
+            older: older.objects + older.uploads,
+        }
+    }
 }
 
 fn keys(done: Result<Vec<KeyInfo>, Error>) -> Answer {
@@ -633,7 +699,7 @@ mod tests {
         let kms = Arc::new(Kms::open(&long, root.clone()).unwrap());
         let admin = Arc::new(Admin::new(&long));
         serve(Arc::clone(&admin)).unwrap();
-        admin.open(Arc::clone(&kms));
+        admin.open(Arc::clone(&kms), None);
         assert!(
             matches!(ask(&long, &created("payroll")).unwrap(), Some(Answer::Keys(keys)) if keys[0].name == "payroll")
         );
@@ -672,7 +738,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let kms = Arc::new(Kms::open(dir.path(), RootKey::generate()).unwrap());
         let admin = Arc::new(Admin::new(dir.path()));
-        admin.open(kms);
+        admin.open(kms, None);
         serve(admin).unwrap();
         let _silent = with_short_path(dir.path(), |path| UnixStream::connect(path)).unwrap();
         let begun = std::time::Instant::now();
@@ -691,7 +757,8 @@ mod tests {
             let (admin, dir) = (Arc::clone(&admin), dir.path().to_owned());
             move || {
                 let root = admin.wait_for_root_key();
-                admin.open(Arc::new(Kms::open_existing(&dir, root).unwrap()));
+                let kms = Kms::open_existing(&dir, root).unwrap();
+                admin.open(Arc::new(kms), None);
             }
         });
         while !matches!(*admin.state(), State::Locked) {

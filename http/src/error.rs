@@ -101,6 +101,10 @@ pub fn engine_fault(fault: engine::Error, at: At<'_>) -> S3Error {
             ConditionalRequestConflict,
             "The conditional request cannot succeed due to a conflicting operation against this resource."
         ),
+        E::KeyRetired => s3_error!(
+            ServiceUnavailable,
+            "The key was rotated while the request was under way. Please try again."
+        ),
         E::InvalidPart { number } => invalid_part(at.upload, i32::from(number), None),
         E::WrongLength { .. } => s3_error!(
             IncompleteBody,

@@ -1,6 +1,7 @@
 //! The S3 edge of Strongroom: connections, bodies, the S3 service, and the command line.
 
 pub mod admin;
+pub mod at_rest;
 pub mod auth;
 pub mod body;
 pub mod checksum;
@@ -15,8 +16,10 @@ pub mod kms_serve;
 pub mod limits;
 pub mod log;
 pub mod ops;
+pub mod rewrap;
 pub mod root_key;
 pub mod serve;
 pub mod service;
 pub mod sse;
 pub mod tls;
+pub mod work;

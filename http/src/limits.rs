@@ -144,6 +144,19 @@ pub const IDENTITY_BYTES_MAX: usize = 64 * 1024;
 /// Multipart uploads that nobody completes are looked for so often.
 pub const STALE_UPLOADS_POLL: Duration = Duration::from_secs(3600);
 
+/// Records that a re-wrap hands to a shard at once, and how many such batches a shard may have.
+pub const REWRAP_BATCH: usize = 64;
+/// See [`REWRAP_BATCH`].
+pub const REWRAP_BATCHES_PER_SHARD: usize = 2;
+/// Of a batch, records that are re-wrapped at the same time.
+pub const REWRAPS_AT_ONCE: usize = 16;
+/// Failures of a re-wrap that are remembered.
+pub const REWRAP_FAILURES_MAX: usize = 16;
+/// How often a command that takes long tells of its progress.
+pub const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How often erasing old wrappings from the disk is tried while listings are in the way.
+pub const ERASURE_TRIES: u32 = 5;
+
 /// Threads of a shard for what may block: listings, reserving disk space.
 pub const HELPER_THREADS: usize = 2;
 

@@ -11,8 +11,6 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use rustix::process::{Resource, Rlimit};
 use rustls::ServerConfig;
@@ -27,8 +25,10 @@ use crate::config::{CredentialsFrom, RootCredentials, Serve};
 use crate::conn::{self, Drain};
 use crate::health::Health;
 use crate::key_service::KeyService;
+use crate::rewrap::Objects;
 use crate::service::{Domains, KmsApi, Service, Settings};
 use crate::tls::{Certificates, default_names};
+use crate::work::{self, Inbox};
 use crate::{admin, auth, limits, ops, root_key};
 
 const STORE_KEY: &[u8] = b"store key";
@@ -63,7 +63,9 @@ pub fn run(options: Serve) -> Result<(), String> {
     let keys = Arc::new(keys);
     let engine = open_engine(&dir, &store_key, shards.len())?;
     let certificates = open_certificates(&options, dir.path())?;
-    admin.open(Arc::clone(&kms));
+    let (shards_at_work, inboxes) = work::channels(shards.len());
+    let objects = Arc::new(Objects::Served(shards_at_work));
+    admin.open(Arc::clone(&kms), Some(objects));
     watch_deletions(Arc::clone(&kms));
 
     let tls = certificates
@@ -82,7 +84,7 @@ pub fn run(options: Serve) -> Result<(), String> {
         keys,
         tls,
     });
-    let running = start_shards(&plan, &engine, listeners, &shards)?;
+    let running = start_shards(&plan, &engine, listeners, inboxes, &shards)?;
     health.set_live(true);
     let certificates = certificates.map(Arc::new);
     if let Some(certificates) = &certificates {
@@ -252,17 +254,7 @@ fn open_store_key(dir: &DataDir, admin: &Admin) -> Result<OpenedStore, String> {
         warn_of_new_root_key(dir.path());
     }
     let store_key = match superblock {
-        Some(superblock) => {
-            let opened = kms
-                .unwrap_local(STORE_KEY, &superblock.wrapped_store_key)
-                .map_err(|e| {
-                    format!(
-                        "the store key in {} does not open: {e}",
-                        dir.superblock_path().display()
-                    )
-                })?;
-            Secret::new(*opened.expose())
-        }
+        Some(_) => store_key(dir, &kms)?,
         None => {
             // The keystore can be there before the store: a restored one, or that of a key server.
             match kms.create_key(DEFAULT_KEY) {
@@ -284,7 +276,28 @@ fn open_store_key(dir: &DataDir, admin: &Admin) -> Result<OpenedStore, String> {
     })
 }
 
-fn open_engine(dir: &DataDir, store_key: &Secret, shards: usize) -> Result<Engine, String> {
+/// The key of a store that is there.
+pub(crate) fn store_key(dir: &DataDir, kms: &Kms) -> Result<Secret, String> {
+    let superblock = dir
+        .superblock()
+        .map_err(|e| e.to_string())?
+        .ok_or_else(|| format!("there is no store in {}", dir.path().display()))?;
+    let opened = kms
+        .unwrap_local(STORE_KEY, &superblock.wrapped_store_key)
+        .map_err(|e| {
+            format!(
+                "the store key in {} does not open: {e}",
+                dir.superblock_path().display()
+            )
+        })?;
+    Ok(Secret::new(*opened.expose()))
+}
+
+pub(crate) fn open_engine(
+    dir: &DataDir,
+    store_key: &Secret,
+    shards: usize,
+) -> Result<Engine, String> {
     let begun = Instant::now();
     let options = EngineOptions {
         shards,
@@ -352,10 +365,12 @@ fn start_shards(
     plan: &Arc<Plan>,
     engine: &Engine,
     listeners: Vec<TcpListener>,
+    inboxes: Vec<Inbox>,
     cores: &[usize],
 ) -> Result<Vec<Running>, String> {
     let mut running = Vec::new();
-    for (id, (listener, core)) in listeners.into_iter().zip(cores).enumerate() {
+    let doors = listeners.into_iter().zip(inboxes);
+    for (id, (door, core)) in doors.zip(cores).enumerate() {
         let (stop, stopping) = futures_channel::oneshot::channel();
         let (started, starting) = mpsc::channel();
         let (stopped_sender, stopped) = mpsc::channel();
@@ -366,7 +381,7 @@ fn start_shards(
             .io_memory(limits::RING_MEMORY_BYTES)
             .blocking_thread_pool_placement(PoolPlacement::Unbound(limits::HELPER_THREADS))
             .spin_before_park(Duration::ZERO)
-            .spawn(move || async move { shard(id, &plan, seed, listener, started, stopping, stopped_sender).await })
+            .spawn(move || async move { shard(id, &plan, seed, door, started, stopping, stopped_sender).await })
             .map_err(|e| {
                 format!("shard {id} cannot start: {e} (if memory cannot be locked, raise `ulimit -l`; if rings are forbidden, allow io_uring)")
             })?;
@@ -384,7 +399,7 @@ async fn shard(
     id: usize,
     plan: &Plan,
     seed: ShardSeed,
-    listener: TcpListener,
+    (listener, inbox): (TcpListener, Inbox),
     started: mpsc::Sender<Result<(), String>>,
     stopping: futures_channel::oneshot::Receiver<()>,
     stopped: mpsc::Sender<()>,
@@ -437,15 +452,17 @@ async fn shard(
             make: move |peer| service.for_peer(peer),
         },
     );
+    let (stop_work, work_stops) = futures_channel::oneshot::channel::<()>();
     let told = async {
         // A main thread that is gone means the same.
         let _ = stopping.await;
         drain.begin();
+        drop(stop_work);
     };
-    let mut both: FuturesUnordered<_> = FuturesUnordered::new();
-    both.push(futures_util::future::Either::Left(serving));
-    both.push(futures_util::future::Either::Right(told));
-    while both.next().await.is_some() {}
+    let working = inbox.work(store.clone(), async {
+        let _ = work_stops.await;
+    });
+    futures_util::future::join3(serving, told, working).await;
     drain.below(1).await;
     store.close().await;
     let _ = stopped.send(());

@@ -149,6 +149,17 @@ impl Keys {
         Self::with_clock(kms, kes, options, Box::new(Instant::now))
     }
 
+    /// The keys of the embedded keystore alone, whichever service new objects are sealed under.
+    #[must_use]
+    pub fn of_keystore(kms: Arc<Kms>, options: KeysOptions) -> Keys {
+        let default_key = kms.default_key().to_owned();
+        Keys {
+            writes: Source::Embedded,
+            default_key,
+            ..Self::new(kms, None, options)
+        }
+    }
+
     pub(crate) fn with_clock(
         kms: Arc<Kms>,
         kes: Option<Kes>,

@@ -97,6 +97,12 @@ pub enum Op {
         encryption: Box<Encryption>,
         key_extent: Option<Extent>,
     },
+    /// Nothing is committed under older versions of this key any more, as long as the store is open.
+    RefuseOlder {
+        source: String,
+        name: String,
+        below: u32,
+    },
     /// Old versions of the records re-wrapped up to this commit have left the index.
     Erased(u64),
     /// The extents freed by these commits are punched.
@@ -139,6 +145,8 @@ pub struct Committer {
     index_dead: u64,
     /// The last re-wrap.
     rewrapped: Option<u64>,
+    /// By key service and name of a key: versions below this one take nothing new.
+    refused: HashMap<(String, String), u32>,
 }
 
 impl Committer {
@@ -166,6 +174,7 @@ impl Committer {
             tallies,
             index_dead: 0,
             rewrapped,
+            refused: HashMap::new(),
             core,
             requests,
         }
@@ -333,6 +342,7 @@ impl Committer {
                 upload,
             } => {
                 self.need_bucket(&bucket)?;
+                self.need_version(upload.encryption.as_ref())?;
                 self.added.extend(upload.key_extent);
                 self.tallies.add_upload(&upload, 0);
                 let sequence = self.put(Space::Uploads, key::upload(&bucket, &key, &id), &*upload);
@@ -387,6 +397,15 @@ impl Committer {
                     )
                 }
             },
+            Op::RefuseOlder {
+                source,
+                name,
+                below,
+            } => {
+                let refused = self.refused.entry((source, name)).or_default();
+                *refused = below.max(*refused);
+                Ok(None)
+            }
             Op::Erased(sequence) => {
                 if self.rewrapped == Some(sequence) {
                     self.rewrapped = None;
@@ -552,6 +571,19 @@ impl Committer {
         }
     }
 
+    fn need_version(&self, encryption: Option<&Encryption>) -> Result<()> {
+        let Some(kms) = encryption.and_then(|e| e.kms.as_ref()) else {
+            return Ok(());
+        };
+        if self.refused.is_empty() {
+            return Ok(());
+        }
+        match self.refused.get(&(kms.source.clone(), kms.name.clone())) {
+            Some(below) if kms.version < *below => Err(Error::KeyRetired),
+            _ => Ok(()),
+        }
+    }
+
     fn create_bucket(&mut self, name: String) -> Reply {
         if self.buckets.contains_key(&name) {
             return Err(Error::BucketExists);
@@ -630,6 +662,7 @@ impl Committer {
         condition: &Condition,
     ) -> Reply {
         self.need_bucket(bucket)?;
+        self.need_version(object.encryption.as_ref())?;
         let entry = key::object(bucket, key);
         let old = self.get::<Object>(Space::Objects, &entry)?;
         check(condition, old.as_ref().map(|(_, o)| o))?;
@@ -787,6 +820,7 @@ impl Committer {
         key_extent: Option<Extent>,
     ) -> Reply {
         self.need_bucket(bucket)?;
+        self.need_version(Some(&encryption))?;
         let entry = key::object(bucket, key);
         let found = self.get::<Object>(Space::Objects, &entry)?;
         let (_, old) = found
@@ -819,6 +853,7 @@ impl Committer {
         key_extent: Option<Extent>,
     ) -> Reply {
         let (found, old) = self.need_upload(bucket, key, id)?;
+        self.need_version(Some(&encryption))?;
         if found != sequence {
             return Err(Error::Conflict);
         }

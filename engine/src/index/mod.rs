@@ -178,7 +178,7 @@ impl Index {
     }
 
     /// An entry of the keyspace `meta` that is not sealed.
-    fn plain_meta<T: for<'b> Decode<'b, ()>>(&self, name: &str) -> Result<Option<T>> {
+    pub fn plain_meta<T: for<'b> Decode<'b, ()>>(&self, name: &str) -> Result<Option<T>> {
         self.space(Space::Meta)
             .get(name)
             .map_err(io)?

@@ -70,6 +70,17 @@ impl Shard {
         done.await.map_err(|_| Error::Closed)?
     }
 
+    /// From now on, as long as the store is open, nothing new is committed under versions of a key below this one: what is still
+    /// on its way fails with `KeyRetired`. What was committed before is in the tally when this returns.
+    pub async fn refuse_older(&self, source: &str, name: &str, below: u32) -> Result<()> {
+        let op = Op::RefuseOlder {
+            source: source.into(),
+            name: name.into(),
+            below,
+        };
+        self.commit(op).await.map(|_| ())
+    }
+
     /// What stands under each key, as of the last durable commit.
     pub fn tally(&self) -> BTreeMap<Under, Tally> {
         self.core.index.tally()

@@ -60,8 +60,10 @@ const COMPACT_AFTER: Duration = Duration::from_secs(3);
 /// Dead bytes of the index, and when it is due to be rid of them.
 struct Dead {
     bytes: u64,
-    rewrapped: Option<u64>,
     since: Instant,
+    /// The last re-wrap, and when the first one was heard of whose old record still stands: however busy the store is, that
+    /// one goes within seconds.
+    rewrapped: Option<(u64, Instant)>,
     /// Not before this moment for the sake of re-wrapped records alone: on a large store a compaction takes long.
     rested: Instant,
 }
@@ -69,9 +71,12 @@ struct Dead {
 impl Dead {
     fn is_due(&self) -> bool {
         let quiet = self.since.elapsed() >= COMPACT_AFTER;
-        let erasure = self.rewrapped.is_some() && Instant::now() >= self.rested;
+        let erasure = |(_, first): (u64, Instant)| {
+            first.elapsed() >= COMPACT_AFTER && Instant::now() >= self.rested
+        };
         self.bytes >= limits::INDEX_DEAD_BYTES_MAX
-            || quiet && (erasure || self.bytes >= limits::INDEX_DEAD_BYTES_MIN)
+            || quiet && self.bytes >= limits::INDEX_DEAD_BYTES_MIN
+            || self.rewrapped.is_some_and(erasure)
     }
 
     fn is_empty(&self) -> bool {
@@ -86,7 +91,7 @@ impl Dead {
         self.since = Instant::now();
         self.rested = self.since + begun.elapsed() * limits::ERASURE_TIME_SHARE;
         if done.is_ok()
-            && let Some(rewrapped) = rewrapped
+            && let Some((rewrapped, _)) = rewrapped
         {
             self.rewrapped = None;
             core.commit_and_forget(Op::Erased(rewrapped));
@@ -100,8 +105,8 @@ pub fn run(core: &Arc<Core>, messages: &Receiver<Message>) {
     let mut waiting: Vec<Freed> = Vec::new();
     let mut dead = Dead {
         bytes: 0,
-        rewrapped: None,
         since: Instant::now(),
+        rewrapped: None,
         rested: Instant::now(),
     };
     let mut settling = Vec::new();
@@ -122,8 +127,11 @@ pub fn run(core: &Arc<Core>, messages: &Receiver<Message>) {
                 Message::Freed(freed) => waiting.push(freed),
                 Message::IndexDead { bytes, rewrapped } => {
                     dead.bytes += bytes;
-                    dead.rewrapped = dead.rewrapped.max(rewrapped);
                     dead.since = Instant::now();
+                    if let Some(sequence) = rewrapped {
+                        let first = dead.rewrapped.map_or(dead.since, |(_, first)| first);
+                        dead.rewrapped = Some((sequence, first));
+                    }
                 }
                 Message::Settle(reply) => settling.push(reply),
                 Message::Close => closing = true,

@@ -372,6 +372,8 @@ fn old_wrappings_go_by_themselves_also_after_a_crash() {
     let path: PathBuf = dir.path().into();
     with_store(dir.path(), End::Close, move |shard| async move {
         for attempt in 0.. {
+            // Other traffic does not keep it.
+            put(&shard, "busy", b"x", true).await.unwrap();
             if lying_in(&path, &old).is_empty() {
                 break;
             }
@@ -379,6 +381,56 @@ fn old_wrappings_go_by_themselves_also_after_a_crash() {
             glommio::timer::sleep(Duration::from_millis(500)).await;
         }
         assert_eq!(get(&shard, "k", 0, 5).await.unwrap(), b"small");
+    });
+}
+
+#[test]
+fn nothing_new_comes_under_a_version_that_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let under = |version| {
+        let mut encryption = wrapping(1);
+        encryption.kms.as_mut().unwrap().version = version;
+        encryption
+    };
+    let begin = async move |shard: &Rc<Shard>, version, size: usize| {
+        let mut target = target("k", size, true);
+        target.encryption = Some(under(version));
+        let mut stream = shard.put(target, Some(&Secret::new(KEY))).await.unwrap();
+        stream.write(&plain(size, 1)).await.unwrap();
+        stream
+    };
+    with_store(dir.path(), End::Close, move |shard| async move {
+        put(&shard, "there", b"before", true).await.unwrap();
+        let rewrap = async |version| {
+            let found = shard.lookup(BUCKET, "there").await.unwrap();
+            shard
+                .set_encryption(BUCKET, "there", found.sequence, under(version))
+                .await
+        };
+        rewrap(1).await.unwrap();
+        let small = begin(&shard, 1, 10).await;
+        let large = begin(&shard, 1, 100_000).await;
+        let current = begin(&shard, 2, 10).await;
+        shard.refuse_older("embedded", "key-1", 2).await.unwrap();
+        // Never the other way round.
+        shard.refuse_older("embedded", "key-1", 1).await.unwrap();
+        for late in [small, large] {
+            let refused = late.commit(Default::default()).await;
+            assert!(matches!(refused, Err(Error::KeyRetired)));
+        }
+        let new = |version| NewUpload {
+            encryption: Some(under(version)),
+            ..Default::default()
+        };
+        let refused = shard.create_upload(BUCKET, "up", new(1)).await;
+        assert!(matches!(refused, Err(Error::KeyRetired)));
+        assert!(matches!(rewrap(1).await, Err(Error::KeyRetired)));
+        assert_eq!(get(&shard, "there", 0, 6).await.unwrap(), b"before");
+
+        current.commit(Default::default()).await.unwrap();
+        shard.create_upload(BUCKET, "up", new(2)).await.unwrap();
+        rewrap(2).await.unwrap();
+        put(&shard, "other", b"another key", true).await.unwrap();
     });
 }
 

@@ -27,8 +27,13 @@ pub enum Key {
     Status(Named),
     /// Make a new version of a key, for everything written from now on
     ///
-    /// What is stored stays under the version it was written with.
+    /// What is stored stays under the version it was written with, until `key rewrap`.
     Rotate(Named),
+    /// Move everything that is under older versions of a key to its current version
+    ///
+    /// Objects stay as they are, and readable meanwhile; only the wrapping of their own keys is changed. When this returns, no old
+    /// wrapping lies on the disk any more. Cut off, it goes on from there when it is run again.
+    Rewrap(Rewrap),
     /// Make a key unusable until it is enabled again
     ///
     /// When this returns, nothing under the key is served any more.
@@ -50,6 +55,16 @@ pub struct Named {
 }
 
 #[derive(Debug, Args)]
+pub struct Rewrap {
+    #[command(flatten)]
+    named: Named,
+    /// Then destroy the older versions: whatever else was sealed under them, by clients of a key server, does not open any more.
+    /// Requests under way that began before the key was rotated fail and have to be repeated
+    #[arg(long)]
+    retire: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct Delete {
     #[command(flatten)]
     named: Named,
@@ -68,6 +83,10 @@ pub fn run(command: Key) -> Result<(), String> {
         Key::List { prefix, store } => (store, Request::KeyList { prefix }),
         Key::Status(n) => (n.store, Request::KeyStatus { name: n.name }),
         Key::Rotate(n) => (n.store, Request::KeyRotate { name: n.name }),
+        Key::Rewrap(Rewrap { named, retire }) => {
+            let name = named.name;
+            (named.store, Request::KeyRewrap { name, retire })
+        }
         Key::Disable(n) => (n.store, Request::KeyDisable { name: n.name }),
         Key::Enable(n) => (n.store, Request::KeyEnable { name: n.name }),
         Key::Delete(delete) => {
@@ -81,8 +100,12 @@ pub fn run(command: Key) -> Result<(), String> {
         }
     };
     let listed = matches!(request, Request::KeyList { .. });
-    let Answer::Keys(keys) = store.perform(request)? else {
-        return Err("the server runs another version: its answer is not understood".into());
+    let keys = match store.perform(request)? {
+        Answer::Keys(keys) => keys,
+        Answer::Done(said) => return super::print(&format!("{said}\n")),
+        Answer::Status(_) | Answer::Progress(_) | Answer::Error(_) => {
+            return Err("the server runs another version: its answer is not understood".into());
+        }
     };
     let mut out = String::new();
     for key in &keys {
@@ -114,6 +137,12 @@ fn block(key: &admin::Key) -> String {
     );
     if let Some(at) = key.deletion_at {
         out += &format!("destroyed-at: {}\n", utc(at));
+    }
+    if let Some(under) = &key.protects {
+        out += &format!(
+            "objects: {}\nbytes: {}\nuploads: {}\nupload-bytes: {}\nunder-older-versions: {}\n",
+            under.objects, under.bytes, under.uploads, under.upload_bytes, under.older
+        );
     }
     out
 }

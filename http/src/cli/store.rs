@@ -10,7 +10,8 @@ use strongroom_kms::Kms;
 
 use super::ask;
 use crate::admin::{self, Admin, Answer, Request};
-use crate::root_key;
+use crate::rewrap::Objects;
+use crate::{at_rest, root_key};
 
 /// Which store.
 #[derive(Debug, Args)]
@@ -40,7 +41,7 @@ impl Store {
     pub fn perform_or(
         &self,
         request: Request,
-        offline: impl FnOnce(&Path, Request) -> Result<Answer, String>,
+        offline: impl FnOnce(&DataDir, Request) -> Result<Answer, String>,
     ) -> Result<Answer, String> {
         let dir = &self.data_dir;
         let unreachable = |e| format!("the server on {}: {e}", dir.display());
@@ -51,7 +52,7 @@ impl Store {
         let answer = match asked {
             Some(answer) => answer,
             None => match DataDir::lock(dir) {
-                Ok(_lock) => offline(dir, request)?,
+                Ok(held) => offline(&held, request)?,
                 Err(in_use) => admin::ask_patiently(dir, &request, START_PATIENCE, &mut tell)
                     .ok()
                     .flatten()
@@ -65,7 +66,8 @@ impl Store {
     }
 }
 
-fn offline(dir: &Path, request: Request) -> Result<Answer, String> {
+fn offline(held: &DataDir, request: Request) -> Result<Answer, String> {
+    let dir = held.path();
     if request == Request::KmsSeal {
         // Needs no key, so that nobody has to have one at hand to seal.
         return Ok(match Kms::seal_at_rest(dir) {
@@ -80,33 +82,51 @@ fn offline(dir: &Path, request: Request) -> Result<Answer, String> {
             None => root_key::require(dir)?,
         },
     };
-    let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
-    Ok(perform_on(dir, kms, request))
+    let kms = Arc::new(Kms::open_existing(dir, root).map_err(|e| e.to_string())?);
+    match request {
+        Request::KeyStatus { .. } if dir.join("superblock").exists() => {
+            let objects = at_rest::tally(held, &kms)?;
+            Ok(perform_on(dir, kms, Some(Arc::new(objects)), request))
+        }
+        Request::KeyRewrap { .. } if dir.join("superblock").exists() => {
+            at_rest::with_objects(held, &kms, |objects| {
+                perform_on(dir, Arc::clone(&kms), Some(objects), request)
+            })
+        }
+        request => Ok(perform_on(dir, kms, None, request)),
+    }
 }
 
-/// Carries a request out on a keystore that this process has open.
-fn perform_on(dir: &Path, kms: Kms, request: Request) -> Answer {
+/// Carries a request out on what this process has open.
+fn perform_on(
+    dir: &Path,
+    kms: Arc<Kms>,
+    objects: Option<Arc<Objects>>,
+    request: Request,
+) -> Answer {
     let admin = Admin::new(dir);
-    admin.open(Arc::new(kms));
+    admin.open(kms, objects);
     admin.perform(request, &mut tell)
 }
 
 /// As [`Store::perform_or`]'s `offline`, where the keystore may be lost, and everything else with it.
-pub fn offline_restoring(dir: &Path, request: Request) -> Result<Answer, String> {
+pub fn offline_restoring(held: &DataDir, request: Request) -> Result<Answer, String> {
+    let dir = held.path();
     if Kms::was_made(dir) || dir.join("superblock").exists() || request.root().is_some() {
-        return offline(dir, request);
+        return offline(held, request);
     }
     // Nothing here is sealed under an earlier root key.
     let (root, _) = root_key::find_or_make(dir)?;
     let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
-    Ok(perform_on(dir, kms, request))
+    Ok(perform_on(dir, Arc::new(kms), None, request))
 }
 
 /// As [`Store::perform_or`]'s `offline`, on a keystore that is made if there is none, without any key.
-pub fn offline_making(dir: &Path, request: Request) -> Result<Answer, String> {
+pub fn offline_making(held: &DataDir, request: Request) -> Result<Answer, String> {
+    let dir = held.path();
     let (root, _) = root_key::find_or_make(dir)?;
     let kms = Kms::open_bare(dir, root).map_err(|e| e.to_string())?;
-    Ok(perform_on(dir, kms, request))
+    Ok(perform_on(dir, Arc::new(kms), None, request))
 }
 
 /// Says how far something is that takes long.

@@ -49,7 +49,7 @@ pub fn run(file: &Path) -> Result<(), String> {
         .into_iter()
         .map(|listener| start(listener, Arc::clone(&tls), Arc::clone(&server)))
         .collect::<Result<Vec<_>, _>>()?;
-    admin.open(Arc::clone(&kms));
+    admin.open(Arc::clone(&kms), None);
     serve::watch_deletions(Arc::clone(&kms));
     watch(Arc::clone(&door));
     announce(&told, dir.path(), &kms)?;

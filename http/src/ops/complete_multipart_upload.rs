@@ -4,6 +4,7 @@
 //! To repeat a completion that succeeded is no error: while the object made by it stands, it is answered alike.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use http::HeaderMap;
 use s3s::dto::{
@@ -90,15 +91,16 @@ pub async fn complete_multipart_upload(
         },
         condition,
     };
-    let _hold = match &object_key {
+    let hold = match &object_key {
         Some(key) => key.hold(at)?,
         None => None,
     };
-    match inner
-        .shard
-        .complete_upload(at.bucket, at.key, &id, done)
-        .await
-    {
+    let complete = {
+        let shard = Rc::clone(&inner.shard);
+        let (bucket, key) = (at.bucket.to_owned(), at.key.to_owned());
+        async move { shard.complete_upload(&bucket, &key, &id, done).await }
+    };
+    match sse::held(hold, complete).await {
         Ok(_) => Ok(answer(at, &tag, encryption, &sums)),
         // Somebody completed it in the meantime; perhaps a repeat of this very request.
         Err(Error::NoSuchUpload) => repeat(inner, &id, at).await,

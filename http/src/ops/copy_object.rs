@@ -98,8 +98,7 @@ pub async fn copy_object(
     };
     // Under both: a copy must not outlive the key that its source was under when that was taken away.
     let holds = (source.object_key.hold(source.at())?, new.key.hold(at)?);
-    let committed = stream.commit(finish).await.at(at)?;
-    drop(holds);
+    let committed = sse::held(holds, stream.commit(finish)).await.at(at)?;
 
     Ok(answer(&taken.etag, committed.modified, &taken.sums, &new))
 }

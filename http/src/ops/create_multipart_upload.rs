@@ -1,6 +1,7 @@
 //! CreateMultipartUpload: everything about the object to come but its parts is settled here, its key and mode included.
 
 use std::fmt;
+use std::rc::Rc;
 
 use http::HeaderMap;
 use s3s::dto::{CreateMultipartUploadInput, CreateMultipartUploadOutput};
@@ -36,12 +37,11 @@ pub async fn create_multipart_upload(
         checksum: checksum.map(|c| c.to_string()),
     };
     let hold = new.key.hold(at)?;
-    let id = inner
-        .shard
-        .create_upload(&bucket, &key, upload)
-        .await
-        .at(at)?;
-    drop(hold);
+    let create = {
+        let (shard, bucket, key) = (Rc::clone(&inner.shard), bucket.clone(), key.clone());
+        async move { shard.create_upload(&bucket, &key, upload).await }
+    };
+    let id = sse::held(hold, create).await.at(at)?;
     let sealed = Answer::of(new.encryption.as_ref(), Some(&new.key));
     Ok(CreateMultipartUploadOutput {
         checksum_algorithm: checksum.map(|c| c.algorithm.dto()),

@@ -70,8 +70,7 @@ pub async fn put_object(
         condition,
     };
     let hold = new.key.hold(at)?;
-    stream.commit(finish).await.at(at)?;
-    drop(hold);
+    sse::held(hold, stream.commit(finish)).await.at(at)?;
 
     let sums = Fields::of(&taken.sums);
     let sealed = Answer::of(new.encryption.as_ref(), Some(&new.key));

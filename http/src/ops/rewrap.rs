@@ -1,5 +1,7 @@
 //! Puts an object's key under another one. Data, ETag, time, metadata and checksums stay; nothing opens the object by the old key.
 
+use std::rc::Rc;
+
 use s3s::S3Result;
 use strongroom_engine::{Error, Found};
 
@@ -24,12 +26,16 @@ pub async fn rewrap(
     };
     // Under both: what is moved while its old key is taken away is gone with it.
     let holds = (object_key.hold(at)?, new.key.hold(at)?);
-    let outcome = inner
-        .shard
-        .set_encryption(at.bucket, at.key, found.sequence, encryption)
-        .await;
-    drop(holds);
-    match outcome {
+    let commit = {
+        let shard = Rc::clone(&inner.shard);
+        let (bucket, key, sequence) = (at.bucket.to_owned(), at.key.to_owned(), found.sequence);
+        async move {
+            shard
+                .set_encryption(&bucket, &key, sequence, encryption)
+                .await
+        }
+    };
+    match sse::held(holds, commit).await {
         Ok(_) => Ok(Some(new)),
         Err(Error::Conflict | Error::NoSuchKey) => Ok(None),
         Err(fault) => Err(engine_fault(fault, at)),

@@ -144,7 +144,8 @@ pub async fn commit(
     at: At<'_>,
 ) -> S3Result<u64> {
     let blob = checksum::to_blob(&taken.sums, object_key.secret());
-    let _hold = object_key.hold(at)?;
-    let committed = stream.commit_part(taken.etag.clone(), blob).await.at(at)?;
+    let hold = object_key.hold(at)?;
+    let commit = stream.commit_part(taken.etag.clone(), blob);
+    let committed = sse::held(hold, commit).await.at(at)?;
     Ok(committed.modified)
 }

@@ -3,7 +3,10 @@
 //! The external key is the customer's, or a data key of the key service. Both bind the object's path: bucket, `/` and the key as they
 //! are, never cleaned. There is no fallback to another key, ever.
 
+use std::collections::BTreeMap;
+
 use s3s::{S3Error, S3Result};
+use strongroom_engine as engine;
 use strongroom_engine::hierarchy::{self, Domain, SealedKey};
 use strongroom_engine::record::{Encryption, KmsKey, Mode};
 use strongroom_engine::secret::Secret;
@@ -54,6 +57,42 @@ pub async fn reseal(keys: &Keys, secret: &Secret, choice: &Choice, at: At<'_>) -
     Ok(external.seal(secret.clone(), at))
 }
 
+/// The object key that `encryption` holds, sealed anew under the current version of the key that it is under. Mode, context and
+/// whatever else clients see stay.
+pub async fn renew(keys: &Keys, encryption: &Encryption, at: At<'_>) -> S3Result<NewKey> {
+    let old = open_key(keys, Some(encryption), None, at).await?;
+    let (Some(secret), Some(kms)) = (old.secret(), &encryption.kms) else {
+        return Err(corrupt("a sealed key without its data key", at));
+    };
+    let external = External::of_key(
+        keys,
+        &kms.name,
+        &kms.context,
+        kms.bucket_key,
+        kms.id_as_given.clone(),
+        encryption.mode,
+        at,
+    );
+    Ok(external.await?.seal(secret.clone(), at))
+}
+
+/// Carries a commit out while its keys are held: to the end, also when whoever asked for it goes away, because then the commit goes
+/// on without them.
+pub async fn held<H: 'static, T: 'static>(
+    holds: H,
+    commit: impl Future<Output = engine::Result<T>> + 'static,
+) -> engine::Result<T> {
+    let held = async move {
+        let outcome = commit.await;
+        drop(holds);
+        outcome
+    };
+    glommio::spawn_local(held)
+        .detach()
+        .await
+        .ok_or(engine::Error::Closed)?
+}
+
 /// The key of a stored object or open upload. `opened` is what the request's own headers opened.
 pub async fn open_key(
     keys: &Keys,
@@ -68,9 +107,8 @@ pub async fn open_key(
         return Ok(ObjectKey(None));
     };
     let domain = match encryption.mode {
-        Mode::SseS3 => Domain::SseS3,
-        Mode::SseKms => Domain::SseKms,
         Mode::SseC => return Err(customer::missing()),
+        mode => domain(mode),
     };
     let wrapped = encryption
         .kms
@@ -159,7 +197,6 @@ impl ObjectKey {
 /// What an object key is sealed under.
 struct External {
     secret: Secret,
-    domain: Domain,
     mode: Mode,
     kms: Option<KmsKey>,
     from: From,
@@ -171,47 +208,60 @@ impl External {
             Choice::Plain => None,
             Choice::SseC(key) => Some(External {
                 secret: key.secret().clone(),
-                domain: Domain::SseC,
                 mode: Mode::SseC,
                 kms: None,
                 from: From::Customer(key.md5().to_owned()),
             }),
             Choice::SseS3 => {
                 let choice = KmsChoice::default();
-                Some(Self::of_service(keys, &choice, Domain::SseS3, Mode::SseS3, at).await?)
+                Some(Self::of_service(keys, &choice, Mode::SseS3, at).await?)
             }
-            Choice::SseKms(choice) => {
-                Some(Self::of_service(keys, choice, Domain::SseKms, Mode::SseKms, at).await?)
-            }
+            Choice::SseKms(choice) => Some(Self::of_service(keys, choice, Mode::SseKms, at).await?),
         })
     }
 
-    async fn of_service(
-        keys: &Keys,
-        choice: &KmsChoice,
-        domain: Domain,
-        mode: Mode,
-        at: At<'_>,
-    ) -> S3Result<Self> {
+    async fn of_service(keys: &Keys, choice: &KmsChoice, mode: Mode, at: At<'_>) -> S3Result<Self> {
         let name = match &choice.key {
             Some(id) => id.name(),
             None => keys.default_key(),
         };
-        let context = Context::for_object(&choice.context, at.bucket, &path(at));
-        let bucket = choice.bucket_key.then_some(at.bucket);
+        let id_as_given = choice.key.as_ref().map(|id| id.given().to_owned());
+        Self::of_key(
+            keys,
+            name,
+            &choice.context,
+            choice.bucket_key,
+            id_as_given,
+            mode,
+            at,
+        )
+        .await
+    }
+
+    /// Under a data key of the key `name`, bound to the client's context and the object's path.
+    async fn of_key(
+        keys: &Keys,
+        name: &str,
+        client_context: &BTreeMap<String, String>,
+        bucket_key: bool,
+        id_as_given: Option<String>,
+        mode: Mode,
+        at: At<'_>,
+    ) -> S3Result<Self> {
+        let context = Context::for_object(client_context, at.bucket, &path(at));
+        let bucket = bucket_key.then_some(at.bucket);
         let made = keys.generate(name, &context, bucket).await.at(at)?;
         let wrapped = KmsKey {
             source: made.source.as_str().to_owned(),
             name: made.key,
             version: made.version,
             ciphertext: made.ciphertext,
-            context: choice.context.clone(),
-            id_as_given: choice.key.as_ref().map(|id| id.given().to_owned()),
+            context: client_context.clone(),
+            id_as_given,
             bucket_key: made.bucket_key,
         };
         Ok(External {
             secret: external(&made.plaintext),
-            domain,
             mode,
             kms: Some(wrapped),
             from: From::Service(made.lease),
@@ -222,7 +272,7 @@ impl External {
         let sealed = hierarchy::seal_key(
             &object_key,
             &self.secret,
-            self.domain,
+            domain(self.mode),
             path(at).as_bytes(),
             random(),
             random(),
@@ -239,6 +289,14 @@ impl External {
                 kms: self.kms,
             }),
         }
+    }
+}
+
+fn domain(mode: Mode) -> Domain {
+    match mode {
+        Mode::SseS3 => Domain::SseS3,
+        Mode::SseKms => Domain::SseKms,
+        Mode::SseC => Domain::SseC,
     }
 }
 
