@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 use ::md5::{Digest as _, Md5 as Peer};
 use strongroom_engine::simd::md5::{Job, Md5, update_all};
 
-use super::race::{Contestant, Outcome, race};
+use super::race::{Contestant, Outcome, Rules, race};
 use crate::checksum::{Algorithm, Hasher};
 
 /// Of one stream.
 const BYTES: usize = 64 << 10;
-const ROUNDS: usize = 25;
-const TURN: Duration = Duration::from_millis(3);
+const RULES: Rules = Rules {
+    rounds: 25,
+    turn: Duration::from_millis(3),
+    time: Duration::from_secs(2),
+};
 
 pub const MD5_PEER: &str = "md-5";
 pub const MD5_STREAMS: [(usize, &str); 4] = [
@@ -61,7 +64,7 @@ pub fn md5() -> Outcome {
             lap: Box::new(lap),
         });
     }
-    race(ROUNDS, TURN, contestants)
+    race(RULES, contestants)
 }
 
 /// The checksums that clients may ask for.
@@ -82,5 +85,5 @@ pub fn checksums() -> Outcome {
             lap: Box::new(lap),
         }
     });
-    race(ROUNDS, TURN, contestants.into())
+    race(RULES, contestants.into())
 }

@@ -1,6 +1,6 @@
 //! Contestants that take turns, and what comes of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One who runs: `lap` goes through `bytes` bytes and says how long it took.
 pub struct Contestant<'a> {
@@ -14,13 +14,26 @@ pub struct Outcome {
     speeds: Vec<(&'static str, Vec<f64>)>,
 }
 
-/// Runs `rounds` rounds, in each of them each contestant for `turn` or one lap.
-pub fn race(rounds: usize, turn: Duration, mut contestants: Vec<Contestant<'_>>) -> Outcome {
+/// As many rounds as are enough, or as there is time for once there are three.
+#[derive(Clone, Copy)]
+pub struct Rules {
+    pub rounds: usize,
+    /// Of each contestant in each round; at least one lap.
+    pub turn: Duration,
+    pub time: Duration,
+}
+
+/// Runs round after round, in each of them each contestant.
+pub fn race(rules: Rules, mut contestants: Vec<Contestant<'_>>) -> Outcome {
+    let begun = Instant::now();
     for contestant in &mut contestants {
         (contestant.lap)();
     }
     let mut speeds: Vec<_> = contestants.iter().map(|c| (c.name, Vec::new())).collect();
-    for round in 0..rounds {
+    for round in 0..rules.rounds {
+        if round >= 3 && begun.elapsed() > rules.time {
+            break;
+        }
         let mut order: Vec<usize> = (0..contestants.len()).collect();
         if round % 2 == 1 {
             order.reverse();
@@ -28,7 +41,7 @@ pub fn race(rounds: usize, turn: Duration, mut contestants: Vec<Contestant<'_>>)
         for at in order {
             let contestant = &mut contestants[at];
             let (mut took, mut bytes) = (Duration::ZERO, 0);
-            while took < turn {
+            while took < rules.turn {
                 took += (contestant.lap)();
                 bytes += contestant.bytes;
             }
@@ -80,9 +93,13 @@ mod tests {
                 lap: Box::new(move || laps.next().expect("five rounds and a lap")),
             }
         };
+        let rules = Rules {
+            rounds: 5,
+            turn: Duration::from_nanos(1),
+            time: Duration::from_secs(60),
+        };
         let result = race(
-            5,
-            Duration::from_nanos(1),
+            rules,
             vec![
                 contestant("a", [1, 1, 1, 9, 1, 1]),
                 contestant("b", [9, 2, 2, 2, 2, 90]),

@@ -8,7 +8,7 @@ use strongroom_engine::simd::{kernel_name, md5};
 
 use super::cipher::{AesGcm, Ceiling, Cipher, Ours, Ring};
 use super::course::{Course, Place, Verb};
-use super::race::{Contestant, Outcome, race};
+use super::race::{Contestant, Outcome, Rules, race};
 use super::{HOT_BYTES, SIZES, cold_bytes, digests};
 
 const OURS: &str = Ours::NAME;
@@ -102,8 +102,13 @@ fn of_ciphers(
             lap: Box::new(move || course.borrow_mut().lap(&**cipher)),
         })
         .collect();
-    let rounds = if bytes == HOT_BYTES { 15 } else { 5 };
-    race(rounds, Duration::from_millis(3), contestants)
+    let (rounds, seconds) = if bytes == HOT_BYTES { (15, 1) } else { (7, 2) };
+    let rules = Rules {
+        rounds,
+        turn: Duration::from_millis(3),
+        time: Duration::from_secs(seconds),
+    };
+    race(rules, contestants)
 }
 
 /// Lines of `what`, one for each contestant, a column for each result.
