@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod at_rest;
 pub mod auth;
+pub mod bench;
 pub mod body;
 pub mod checksum;
 pub mod cli;

@@ -84,15 +84,17 @@ pub const FORM_FIELDS_MAX: usize = 128;
 /// A form's file up to this size is gathered, so that its length is known whatever follows it.
 pub const FORM_GATHERED_BYTES_MAX: usize = 256 * 1024;
 
-/// What an upload may hold of its frames until they are hashed, but for the frame that reaches it. Also about as much as is hashed
-/// in one go in each lane, which takes half a millisecond.
-pub const MD5_STREAM_BYTES: usize = 256 * 1024;
+/// What an upload may hold of its frames until they are hashed, but for the frame that reaches it. At its end that much is left to
+/// be hashed at worst, which takes 3 ms if there is no other to share with.
+pub const MD5_STREAM_BYTES: usize = 2 * 1024 * 1024;
 /// The same in frames, because a small frame may keep a whole read buffer from being used again.
-pub const MD5_STREAM_FRAMES: usize = 16;
+pub const MD5_STREAM_FRAMES: usize = 128;
 /// What all uploads of a shard may hold of their frames until they are hashed.
-pub const MD5_CORE_BYTES: usize = 16 * 1024 * 1024;
+pub const MD5_CORE_BYTES: usize = 8 * 1024 * 1024;
 /// See [`MD5_STREAM_FRAMES`].
-pub const MD5_CORE_FRAMES: usize = 256;
+pub const MD5_CORE_FRAMES: usize = 512;
+/// Hashed in one go in each lane, which takes half a millisecond.
+pub const MD5_SLICE_BYTES: usize = 256 * 1024;
 
 /// Certificate files are looked at so often.
 pub const CERTIFICATE_POLL: Duration = Duration::from_secs(3);
@@ -169,9 +171,9 @@ const _: () = {
     assert!(CHUNK_HEADER_BYTES_MAX > 16 + 64 + 32);
     assert!(TRAILER_BYTES_MAX > CHUNK_HEADER_BYTES_MAX);
     assert!(XML_FRAMING_BYTES_MAX > TRAILER_BYTES_MAX + CHUNK_HEADER_BYTES_MAX);
-    assert!(MD5_STREAM_BYTES >= READ_BUFFER_BYTES);
-    assert!(MD5_CORE_BYTES >= 16 * MD5_STREAM_BYTES);
-    assert!(MD5_CORE_FRAMES >= 16 * MD5_STREAM_FRAMES);
+    assert!(MD5_SLICE_BYTES <= MD5_STREAM_BYTES);
+    assert!(MD5_STREAM_BYTES < MD5_CORE_BYTES);
+    assert!(MD5_STREAM_FRAMES < MD5_CORE_FRAMES);
     assert!(LINGER_BYTES_MAX <= DISCARD_BYTES_MAX);
     // hyper takes no less.
     assert!(KES_BUFFER_BYTES >= 8192);

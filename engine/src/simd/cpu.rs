@@ -41,6 +41,16 @@ pub struct Vaes256(());
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AesNi(());
 
+/// AVX2, for hashes.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Avx2(());
+
+/// AVX-512F, for hashes.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Avx512(());
+
 /// The AES and PMULL instructions of ARMv8.
 #[cfg(target_arch = "aarch64")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +125,20 @@ macro_rules! all {
     ($detected:ident: $($feature:tt)+) => {
         $(std::arch::$detected!($feature) && !denied().iter().any(|word| word == $feature))&&+
     };
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Avx2 {
+    pub fn detect() -> Option<Self> {
+        all!(is_x86_feature_detected: "avx2").then_some(Self(()))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512 {
+    pub fn detect() -> Option<Self> {
+        all!(is_x86_feature_detected: "avx512f").then_some(Self(()))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

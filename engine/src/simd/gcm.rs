@@ -180,10 +180,20 @@ impl Key {
     /// Counter mode alone over whole blocks, which authenticates nothing: the ceiling that sealing is measured against.
     #[doc(hidden)]
     pub fn counter_mode(&self, nonce: &[u8; NONCE], src: &[u8], dst: &mut [u8]) {
+        self.count_through(nonce, pair(src, dst));
+    }
+
+    /// The same where the data lies.
+    #[doc(hidden)]
+    pub fn counter_mode_in_place(&self, nonce: &[u8; NONCE], data: &mut [u8]) {
+        self.count_through(nonce, data.into());
+    }
+
+    fn count_through(&self, nonce: &[u8; NONCE], data: InOutBuf<'_, '_, u8>) {
         let mut counter = [0; BLOCK];
         counter[..NONCE].copy_from_slice(nonce);
         counter[BLOCK - 1] = 2;
-        on_kernel!(&self.kernel, key => key.counter_mode(&mut counter, pair(src, dst)));
+        on_kernel!(&self.kernel, key => key.counter_mode(&mut counter, data));
     }
 
     fn encrypt_block(&self, block: &mut [u8; BLOCK]) {

@@ -1,6 +1,7 @@
 //! The command line: one subcommand a file.
 
 mod ask;
+mod bench;
 mod identity;
 mod key;
 mod kms;
@@ -31,6 +32,9 @@ enum Command {
     /// Seal, unseal, back up and restore a keystore; serve it to other stores
     #[command(subcommand)]
     Kms(kms::Kms),
+    /// Measure how fast this machine encrypts and hashes
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 /// Runs the program.
@@ -46,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Serve(options) => serve::run(options.with_foreign_names()),
         Command::Key(command) => key::run(command),
         Command::Kms(command) => kms::run(command),
+        Command::Bench(command) => bench::run(&command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -90,7 +90,7 @@ pub async fn copy_object(
     source
         .pour(inner, 0..object.size, &mut stream, &mut intake, at)
         .await?;
-    let taken = intake.finish(&HeaderMap::new())?;
+    let taken = intake.finish(&HeaderMap::new()).await?;
     let finish = Finish {
         etag: taken.etag.clone(),
         checksum: checksum::to_blob(&taken.sums, new.key.secret()),

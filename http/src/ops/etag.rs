@@ -74,8 +74,11 @@ impl EtagHasher {
     }
 
     /// The ETag, without quotes.
-    pub fn finish(self) -> S3Result<String> {
-        let md5 = self.md5.map(Hasher::finish);
+    pub async fn finish(self) -> S3Result<String> {
+        let md5 = match self.md5 {
+            Some(md5) => Some(md5.finish().await),
+            None => None,
+        };
         if let Some(announced) = self.announced
             && md5 != Some(announced)
         {
@@ -142,7 +145,7 @@ mod tests {
         let mut hasher = EtagHasher::internal(&Lanes::default(), mode, encryption);
         block_on(hasher.update(&Bytes::from_static(b"ab")));
         block_on(hasher.update(&Bytes::from_static(b"c")));
-        hasher.finish().expect("nothing announced")
+        block_on(hasher.finish()).expect("nothing announced")
     }
 
     #[test]
@@ -174,7 +177,7 @@ mod tests {
                 let lanes = Lanes::default();
                 let mut hasher = EtagHasher::new(&lanes, mode, None, &headers(value))?;
                 block_on(hasher.update(&Bytes::from_static(body)));
-                hasher.finish()
+                block_on(hasher.finish())
             };
             let code = |r: S3Result<String>| r.err().map(|e| e.code().as_str().to_owned());
             assert_eq!(code(finish("kAFQmDzST7DWlj99KOF/cg==", b"abc")), None);

@@ -126,11 +126,11 @@ impl Intake {
     }
 
     /// Checks what was announced against what came.
-    pub fn finish(self, trailers: &HeaderMap) -> S3Result<Taken> {
+    pub async fn finish(self, trailers: &HeaderMap) -> S3Result<Taken> {
         let sums: Vec<Sum> = self.hashers.into_iter().map(Hasher::finish).collect();
         checksum::verify(&self.announced, trailers, &sums)?;
         Ok(Taken {
-            etag: self.etag.finish()?,
+            etag: self.etag.finish().await?,
             sums,
         })
     }
@@ -150,8 +150,7 @@ mod tests {
             let etag = EtagHasher::internal(&Lanes::default(), Etag::Md5, None);
             let mut intake = Intake::new(announced, etag, also);
             block_on(intake.update(&Bytes::from_static(b"123456789")));
-            intake
-                .finish(&HeaderMap::new())
+            block_on(intake.finish(&HeaderMap::new()))
                 .expect("nothing to check")
                 .sums
         };

@@ -4,11 +4,11 @@
 //! the uploads of a core hand in their frames here, and what the streams hold is hashed together.
 //!
 //! - A stream by itself is hashed at once, frame by frame.
-//! - Frames are held, not copied; what one stream and what all of a core hold is bounded.
-//! - A stream at its bound gives the others one turn to hand in what they have. Then whoever comes first hashes for all: nobody
+//! - Frames are held, not copied; what one stream and what all of a core hold is bounded. The bounds are wide, because uploads take
+//!   turns in bursts (of what a socket holds, of what a disk has written): what one leaves goes along with the next.
+//! - Who reaches a bound gives the others one turn to hand in what they have, and hashes a slice of its own and of theirs: nobody
 //!   waits for lanes to fill, and a stream that ends hashes what is there.
-//! - The one that hashes takes of the others no more than fills the lanes beside its own bytes, so that the core does nothing else
-//!   for well under a millisecond.
+//! - A slice is so short that the core does nothing else for well under a millisecond.
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -16,9 +16,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use futures_lite::future::yield_now;
 use strongroom_engine::simd::md5::{self, Job, Md5};
 
+use crate::conn::rt::turn;
 use crate::limits;
 
 /// What the uploads of a core share. Clones are the same.
@@ -62,23 +62,19 @@ impl Lanes {
 impl Hasher {
     /// Takes the next frame.
     pub async fn update(&mut self, frame: &Bytes) {
-        self.lanes.0.borrow_mut().take(self.id, frame);
-        if self.is_full() {
-            yield_now().await;
-            if self.is_full() {
-                self.lanes.0.borrow_mut().hash(self.id);
-            }
+        let mut full = self.lanes.0.borrow_mut().take(self.id, frame);
+        while full {
+            turn().await;
+            full = self.lanes.0.borrow_mut().make_room(self.id);
         }
     }
 
-    fn is_full(&self) -> bool {
-        self.lanes.0.borrow().is_full(self.id)
-    }
-
     /// The digest of all that came.
-    pub fn finish(self) -> [u8; md5::DIGEST] {
+    pub async fn finish(self) -> [u8; md5::DIGEST] {
+        while self.lanes.0.borrow_mut().hash(self.id) {
+            turn().await;
+        }
         let mut streams = self.lanes.0.borrow_mut();
-        streams.hash(self.id);
         streams.of(self.id).md5.clone().finish()
     }
 }
@@ -94,20 +90,23 @@ impl Streams {
         self.by_id.get_mut(&id).expect("a hasher has its stream")
     }
 
-    fn take(&mut self, id: u64, frame: &Bytes) {
+    /// Hashes or keeps the frame, and says whether room must be made before the next.
+    fn take(&mut self, id: u64, frame: &Bytes) -> bool {
         let alone = self.by_id.len() == 1 || md5::lanes() == 1;
         let stream = self.of(id);
-        if alone {
-            // Frames may be left from a time with others.
-            for frame in stream.frames.drain(..) {
-                stream.md5.update(&frame);
-            }
-            stream.bytes = 0;
+        if alone && stream.frames.is_empty() {
             stream.md5.update(frame);
-        } else if !frame.is_empty() {
+            return false;
+        }
+        if !frame.is_empty() {
             stream.bytes += frame.len();
             stream.frames.push_back(frame.clone());
         }
+        if alone {
+            // There were others before; now what is left is worked off.
+            self.hash(id);
+        }
+        self.is_full(id)
     }
 
     /// Whether this stream, or all together, hold as much as they may.
@@ -120,9 +119,15 @@ impl Streams {
             || all().map(|s| s.frames.len()).sum::<usize>() >= limits::MD5_CORE_FRAMES
     }
 
-    /// Hashes all that this stream holds, and of the others, the fullest first, what fits beside it.
-    fn hash(&mut self, id: u64) {
-        let depth = self.of(id).bytes;
+    /// Hashes a slice, if nobody else did so in the meantime, and says whether that was not enough.
+    fn make_room(&mut self, id: u64) -> bool {
+        self.is_full(id) && self.hash(id) && self.is_full(id)
+    }
+
+    /// Hashes a slice of what this stream holds, and of the others, the fullest first, what fits beside it. Says whether the
+    /// stream still holds something.
+    fn hash(&mut self, id: u64) -> bool {
+        let depth = self.of(id).bytes.min(limits::MD5_SLICE_BYTES);
         let mut room = depth * md5::lanes();
         let mut streams: Vec<_> = self.by_id.iter_mut().collect();
         streams.sort_by_key(|(other, stream)| (**other != id, Reverse(stream.bytes)));
@@ -143,6 +148,7 @@ impl Streams {
             })
             .collect();
         md5::update_all(&mut jobs);
+        self.of(id).bytes > 0
     }
 }
 
@@ -169,7 +175,8 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use ::md5::{Digest as _, Md5 as Reference};
-    use futures_lite::future::{block_on, poll_once};
+    use futures_util::future::join;
+    use glommio::LocalExecutor;
     use proptest::prelude::*;
 
     use super::*;
@@ -192,9 +199,19 @@ mod tests {
         lanes.0.borrow().by_id.values().map(|s| s.bytes).sum()
     }
 
-    /// Hands in without the turn for the others.
+    /// Hands in without a turn for the others.
     fn hand_in(hasher: &mut Hasher, frame: &Bytes) {
-        block_on(hasher.update(frame));
+        let mut streams = hasher.lanes.0.borrow_mut();
+        let mut full = streams.take(hasher.id, frame);
+        while full {
+            full = streams.make_room(hasher.id);
+        }
+    }
+
+    fn done(hasher: Hasher) -> [u8; 16] {
+        let mut streams = hasher.lanes.0.borrow_mut();
+        while streams.hash(hasher.id) {}
+        streams.of(hasher.id).md5.clone().finish()
     }
 
     #[test]
@@ -210,34 +227,26 @@ mod tests {
         hand_in(&mut only, &data(1000, 2));
         assert_eq!(held(&lanes), 0);
         let whole = [data(1000, 0), data(1000, 1), data(1000, 2)].concat();
-        assert_eq!(only.finish(), reference(&whole));
+        assert_eq!(done(only), reference(&whole));
         assert!(lanes.0.borrow().by_id.is_empty());
     }
 
     #[test]
-    fn a_full_stream_gives_one_turn_and_one_hashes_for_all() {
-        let lanes = Lanes::default();
-        let frame = data(limits::MD5_STREAM_BYTES, 0);
-        let (mut a, mut b) = (lanes.begin(), lanes.begin());
-        if md5::lanes() == 1 {
-            // Nothing to wait for.
-            for hasher in [&mut a, &mut b] {
-                let mut update = Box::pin(hasher.update(&frame));
-                assert!(block_on(poll_once(&mut update)).is_some());
-            }
-            assert_eq!(held(&lanes), 0);
-        } else {
-            let mut first = Box::pin(a.update(&frame));
-            assert!(block_on(poll_once(&mut first)).is_none(), "one turn");
-            let mut second = Box::pin(b.update(&frame));
-            assert!(block_on(poll_once(&mut second)).is_none(), "one turn");
-            assert_eq!(held(&lanes), 2 * frame.len());
-            assert!(block_on(poll_once(&mut first)).is_some());
-            assert_eq!(held(&lanes), 0, "both are hashed");
-            assert!(block_on(poll_once(&mut second)).is_some());
-        }
-        assert_eq!(a.finish(), reference(&frame));
-        assert_eq!(b.finish(), reference(&frame));
+    fn a_full_stream_lets_others_hand_in_and_hashes_for_all() {
+        LocalExecutor::default().run(async {
+            let lanes = Lanes::default();
+            let (mut full, mut other) = (lanes.begin(), lanes.begin());
+            let (large, small) = (data(limits::MD5_STREAM_BYTES, 0), data(1000, 1));
+            join(full.update(&large), other.update(&small)).await;
+            // Neither has hashed by itself: the small one is gone, and a slice of the large one.
+            let left = match md5::lanes() {
+                1 => 0,
+                _ => large.len() - limits::MD5_SLICE_BYTES,
+            };
+            assert_eq!(held(&lanes), left);
+            assert_eq!(full.finish().await, reference(&large));
+            assert_eq!(other.finish().await, reference(&small));
+        });
     }
 
     #[test]
@@ -264,7 +273,7 @@ mod tests {
         let expected =
             reference(&[&large[..], &[data(1, 7)[0]; 3 * limits::MD5_STREAM_FRAMES]].concat());
         for hasher in all {
-            assert_eq!(hasher.finish(), expected);
+            assert_eq!(done(hasher), expected);
         }
     }
 
@@ -275,7 +284,7 @@ mod tests {
         hand_in(&mut dropped, &data(100, 1));
         hand_in(&mut kept, &data(100, 2));
         drop(dropped);
-        assert_eq!(kept.finish(), reference(&data(100, 2)));
+        assert_eq!(done(kept), reference(&data(100, 2)));
     }
 
     proptest! {
@@ -286,7 +295,7 @@ mod tests {
             for (n, (stream, len)) in steps.into_iter().enumerate() {
                 // Now and then a stream ends.
                 if len % 7 == 0 && let Some((hasher, whole)) = open.remove(&stream) {
-                    prop_assert_eq!(hasher.finish(), reference(&whole));
+                    prop_assert_eq!(done(hasher), reference(&whole));
                 } else {
                     let (hasher, whole) = open.entry(stream).or_insert_with(|| (lanes.begin(), Vec::new()));
                     let frame = data(len, n);
@@ -295,7 +304,7 @@ mod tests {
                 }
             }
             for (hasher, whole) in open.into_values() {
-                prop_assert_eq!(hasher.finish(), reference(&whole));
+                prop_assert_eq!(done(hasher), reference(&whole));
             }
             prop_assert!(lanes.0.borrow().by_id.is_empty());
         }

@@ -63,7 +63,7 @@ pub async fn put_object(
         stream.write(&frame).await.at(at)?;
         intake.update(&frame).await;
     }
-    let taken = intake.finish(&incoming.trailers())?;
+    let taken = intake.finish(&incoming.trailers()).await?;
     let finish = Finish {
         etag: taken.etag.clone(),
         checksum: checksum::to_blob(&taken.sums, new.key.secret()),

@@ -47,7 +47,7 @@ pub async fn upload_part(
         stream.write(&frame).await.at(at)?;
         intake.update(&frame).await;
     }
-    let taken = intake.finish(&incoming.trailers())?;
+    let taken = intake.finish(&incoming.trailers()).await?;
     commit(stream, &taken, &object_key, at).await?;
 
     // What the client neither sent nor asked for at the start is kept for the object, and not shown.

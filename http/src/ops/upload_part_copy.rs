@@ -44,7 +44,7 @@ pub async fn upload_part_copy(
     source
         .pour(inner, range, &mut stream, &mut intake, at)
         .await?;
-    let taken = intake.finish(&HeaderMap::new())?;
+    let taken = intake.finish(&HeaderMap::new()).await?;
     let hold = source.object_key.hold(source.at())?;
     let modified = commit(stream, &taken, &object_key, at).await?;
     drop(hold);

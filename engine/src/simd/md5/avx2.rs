@@ -1,37 +1,26 @@
 //! Eight streams in the lanes of 256-bit vectors. Eight more beside them cost little: the steps of one set fill the waits of the
 //! other.
 
-#![allow(unsafe_code)]
-
 use core::arch::x86_64::*;
 
 use super::steps::sines;
 use super::{Block, LANES, States};
+use crate::simd::cpu::Avx2;
 
-/// The CPU has AVX2.
-#[derive(Clone, Copy)]
-pub struct Token(());
-
-impl Token {
-    pub fn detect() -> Option<Self> {
-        is_x86_feature_detected!("avx2").then_some(Token(()))
-    }
-
-    /// Compresses the first `count` blocks of each lane, of which the first `used` matter.
-    pub fn compress(
-        self,
-        states: &mut States,
-        lanes: &[&[Block]; LANES],
-        used: usize,
-        count: usize,
-    ) {
-        // SAFETY: the token proves AVX2.
-        unsafe {
-            if used <= 8 {
-                compress::<1>(states, lanes, count);
-            } else {
-                compress::<2>(states, lanes, count);
-            }
+/// Compresses the first `count` blocks of each lane, of which the first `used` matter.
+pub fn compress(
+    _: Avx2,
+    states: &mut States,
+    lanes: &[&[Block]; LANES],
+    used: usize,
+    count: usize,
+) {
+    // SAFETY: the token proves AVX2.
+    unsafe {
+        if used <= 8 {
+            of_sets::<1>(states, lanes, count);
+        } else {
+            of_sets::<2>(states, lanes, count);
         }
     }
 }
@@ -40,7 +29,7 @@ impl Token {
 type Words<const N: usize> = [__m256i; N];
 
 #[target_feature(enable = "avx2")]
-fn compress<const N: usize>(states: &mut States, lanes: &[&[Block]; LANES], count: usize) {
+fn of_sets<const N: usize>(states: &mut States, lanes: &[&[Block]; LANES], count: usize) {
     let mut state = [[_mm256_setzero_si256(); N]; 4];
     for (word, lanes) in state.iter_mut().zip(states.iter()) {
         for (vector, lanes) in word.iter_mut().zip(lanes.as_chunks().0) {
@@ -50,9 +39,9 @@ fn compress<const N: usize>(states: &mut States, lanes: &[&[Block]; LANES], coun
     let sines = sines();
     for n in 0..count {
         let mut block = [[_mm256_setzero_si256(); N]; 16];
-        for set in 0..N {
-            let low = transposed(lanes, set, n, 0);
-            let high = transposed(lanes, set, n, 32);
+        for (set, lanes) in lanes.as_chunks().0.iter().take(N).enumerate() {
+            let low = transposed(lanes, n, 0);
+            let high = transposed(lanes, n, 32);
             for word in 0..8 {
                 block[word][set] = low[word];
                 block[word + 8][set] = high[word];
@@ -67,14 +56,14 @@ fn compress<const N: usize>(states: &mut States, lanes: &[&[Block]; LANES], coun
     }
 }
 
-/// Eight words of block `n`, from byte `at` on, of each lane of a set: one vector per word.
+/// Eight words of block `n`, from byte `at` on, of each lane: one vector per word.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transposed(lanes: &[&[Block]; LANES], set: usize, n: usize, at: usize) -> [__m256i; 8] {
+fn transposed(lanes: &[&[Block]; 8], n: usize, at: usize) -> [__m256i; 8] {
     let mut rows = [_mm256_setzero_si256(); 8];
     // Row `r` holds words 0 to 3 of lane `r` in its lower half and of lane `r + 4` in its upper half, row `r + 4` words 4 to 7.
     for r in 0..4 {
-        let (near, far) = (&lanes[set * 8 + r][n], &lanes[set * 8 + r + 4][n]);
+        let (near, far) = (&lanes[r][n], &lanes[r + 4][n]);
         for half in 0..2 {
             let at = at + half * 16;
             rows[r + half * 4] = _mm256_inserti128_si256::<1>(

@@ -1,30 +1,19 @@
 //! Sixteen streams in the lanes of 512-bit vectors, which rotate and mix three words in one instruction each.
 
-#![allow(unsafe_code)]
-
 use core::arch::x86_64::*;
 
 use super::steps::sines;
 use super::{Block, LANES, States};
+use crate::simd::cpu::Avx512;
 
-/// The CPU has AVX-512F.
-#[derive(Clone, Copy)]
-pub struct Token(());
-
-impl Token {
-    pub fn detect() -> Option<Self> {
-        is_x86_feature_detected!("avx512f").then_some(Token(()))
-    }
-
-    /// Compresses the first `count` blocks of each lane.
-    pub fn compress(self, states: &mut States, lanes: &[&[Block]; LANES], count: usize) {
-        // SAFETY: the token proves AVX-512F.
-        unsafe { compress(states, lanes, count) }
-    }
+/// Compresses the first `count` blocks of each lane.
+pub fn compress(_: Avx512, states: &mut States, lanes: &[&[Block]; LANES], count: usize) {
+    // SAFETY: the token proves AVX-512F.
+    unsafe { with_avx512(states, lanes, count) }
 }
 
 #[target_feature(enable = "avx512f")]
-fn compress(states: &mut States, lanes: &[&[Block]; LANES], count: usize) {
+fn with_avx512(states: &mut States, lanes: &[&[Block]; LANES], count: usize) {
     let mut state = [_mm512_setzero_si512(); 4];
     for (vector, words) in state.iter_mut().zip(states.iter()) {
         *vector = load_words(words);

@@ -8,6 +8,9 @@
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use crate::simd::cpu;
+
 #[macro_use]
 mod steps;
 mod plain;
@@ -26,6 +29,7 @@ type Block = [u8; 64];
 const LANES: usize = 16;
 
 /// Word `w` of the state of lane `l` is at `[w][l]`.
+#[cfg(target_arch = "x86_64")]
 type States = [[u32; LANES]; 4];
 
 /// A digest under way.
@@ -141,9 +145,9 @@ pub fn kernel_name() -> &'static str {
 enum Kernel {
     Plain,
     #[cfg(target_arch = "x86_64")]
-    Avx2(avx2::Token),
+    Avx2(cpu::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::Token),
+    Avx512(cpu::Avx512),
 }
 
 impl Kernel {
@@ -157,9 +161,9 @@ impl Kernel {
         let kernels = [
             Some(Kernel::Plain),
             #[cfg(target_arch = "x86_64")]
-            avx2::Token::detect().map(Kernel::Avx2),
+            cpu::Avx2::detect().map(Kernel::Avx2),
             #[cfg(target_arch = "x86_64")]
-            avx512::Token::detect().map(Kernel::Avx512),
+            cpu::Avx512::detect().map(Kernel::Avx512),
         ];
         kernels.into_iter().flatten()
     }
@@ -207,6 +211,29 @@ fn compress_side_by_side<'a, P: Iterator<Item = &'a [u8]>>(
     runs: &[Run<'a>],
     count: usize,
 ) {
+    match kernel {
+        Kernel::Plain => {
+            for run in runs {
+                plain::compress(&mut jobs[run.job].md5.state, &run.blocks[..count]);
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx2(token) => in_lanes(jobs, runs, |states, lanes| {
+            avx2::compress(token, states, lanes, runs.len(), count);
+        }),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512(token) => in_lanes(jobs, runs, |states, lanes| {
+            avx512::compress(token, states, lanes, count);
+        }),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn in_lanes<'a, P: Iterator<Item = &'a [u8]>>(
+    jobs: &mut [Job<'a, P>],
+    runs: &[Run<'a>],
+    compress: impl FnOnce(&mut States, &[&[Block]; LANES]),
+) {
     // A lane without a run of its own repeats the first; what comes of it is dropped.
     let mut lanes = [runs[0].blocks; LANES];
     let mut states: States = [[0; LANES]; 4];
@@ -216,18 +243,7 @@ fn compress_side_by_side<'a, P: Iterator<Item = &'a [u8]>>(
             word[lane] = of_run;
         }
     }
-    match kernel {
-        Kernel::Plain => {
-            for run in runs {
-                plain::compress(&mut jobs[run.job].md5.state, &run.blocks[..count]);
-            }
-            return;
-        }
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Avx2(token) => token.compress(&mut states, &lanes, runs.len(), count),
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Avx512(token) => token.compress(&mut states, &lanes, count),
-    }
+    compress(&mut states, &lanes);
     for (lane, run) in runs.iter().enumerate() {
         jobs[run.job].md5.state = states.map(|word| word[lane]);
     }
