@@ -3,9 +3,8 @@
 import kit
 import raw
 
-# Calls that exist on S3 and are not made here. `encryption` on a key is the one that, taken for a PUT of the object,
-# would replace it with a piece of XML.
-OBJECT = ("acl", "tagging", "retention", "legal-hold", "torrent", "annotation", "encryption", "restore", "renameObject", "select")
+# Calls that exist on S3 and are not made here. One that is taken for a PUT of the object would replace it with a piece of XML.
+OBJECT = ("acl", "tagging", "retention", "legal-hold", "torrent", "annotation", "restore", "renameObject", "select")
 BUCKET = (
     "accelerate", "acl", "analytics", "cors", "intelligent-tiering", "inventory", "lifecycle", "logging", "metadataConfiguration",
     "metadataTable", "metrics", "notification", "object-lock", "ownershipControls", "policy", "policyStatus",
@@ -51,8 +50,17 @@ class Writes(kit.Case):
     def test_hidden_among_parameters(self):
         path = f"/{self.bucket}/key"
         self.check("PUT", path, [("x-id", "PutObject"), "acl"])
-        self.check("PUT", path, ["encryption", ("versionId", "null")])
+        self.check("PUT", path, ["website", ("versionId", "null")])
         self.check("DELETE", path, [("x-id", "DeleteObject"), "tagging"])
+        self.assertUntouched()
+
+    def test_an_encryption_that_is_none(self):
+        """The one write beside an object that there is; of XML that means nothing it makes nothing."""
+        for query in (["encryption"], [("encryption", "")], ["encryption", ("versionId", "null")], ["encryption", "x-id"]):
+            answer = raw.request("PUT", f"/{self.bucket}/key", query, body=b"<Some><Xml/></Some>", payload="hash")
+            self.assertEqual((answer.status, answer.code), (400, "MalformedXML"), (query, answer))
+        for method in ("POST", "DELETE"):
+            self.check(method, f"/{self.bucket}/key", ["encryption"])
         self.assertUntouched()
 
     def test_parameters_are_none(self):

@@ -15,7 +15,8 @@ pub const REMOTE: &str = "sut";
 pub fn rclone(server: &Server, args: &[&str]) -> Command {
     let mut command = Command::new(program());
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|n| n.starts_with("RCLONE_")) {
+        let theirs = |n: &str| n.starts_with("RCLONE_") || n.starts_with("AWS_");
+        if name.to_str().is_some_and(theirs) {
             command.env_remove(name);
         }
     }

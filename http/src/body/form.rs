@@ -227,8 +227,8 @@ impl File {
     pub fn decode(&mut self) -> Option<Bytes> {
         while !self.frame.is_empty() {
             let piece = match self.held.is_empty() {
-                true => self.from_frame(),
-                false => self.from_held(),
+                true => self.out_of_frame(),
+                false => self.out_of_held(),
             };
             if !piece.is_empty() {
                 return Some(piece);
@@ -237,7 +237,7 @@ impl File {
         None
     }
 
-    fn from_frame(&mut self) -> Bytes {
+    fn out_of_frame(&mut self) -> Bytes {
         let frame = std::mem::take(&mut self.frame);
         match self.delimiter.find(&frame) {
             Some(at) => {
@@ -253,7 +253,7 @@ impl File {
     }
 
     /// Looks for a delimiter that began in an earlier frame.
-    fn from_held(&mut self) -> Bytes {
+    fn out_of_held(&mut self) -> Bytes {
         let length = self.delimiter.needle().len();
         let before = self.held.len();
         let more = self.frame.len().min(length - 1);

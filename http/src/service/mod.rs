@@ -9,7 +9,7 @@
 //! 5. What is left of the body is read and dropped, so that a client that is still sending sees
 //!    the status; [`reply`] adds ids.
 //!
-//! No byte of a body is read before its request's signature was checked; a form ([`form`]) carries its own in its first fields.
+//! No byte of a body is read before its request's signature was checked; a form (`form`) carries its own in its first fields.
 
 pub mod access;
 mod form;
