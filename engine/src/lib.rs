@@ -19,6 +19,7 @@ mod limits;
 mod object;
 mod segment;
 mod shard;
+mod verify;
 
 pub use datadir::{DataDir, Superblock};
 pub use engine::{Engine, EngineOptions, Opening, ShardSeed, Usage};
@@ -32,6 +33,7 @@ pub use object::{
     UploadQuery, WrappedCursor, WrappedEntry, WrappedPage, WrappedQuery,
 };
 pub use shard::Shard;
+pub use verify::{Event, KeyAnswer, ObjectKeys, Verified, export, verify};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;

@@ -19,7 +19,7 @@ use rustls::ServerConfig;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
-use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
+use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed, Superblock};
 use strongroom_kms::{Caller, DEFAULT_KEY, Error, Generated, Kms, Outage, RootKey};
 
 use crate::admin::Admin;
@@ -252,17 +252,7 @@ fn open_store_key(dir: &DataDir, admin: &Admin) -> Result<OpenedStore, String> {
         warn_of_new_root_key(dir.path());
     }
     let store_key = match superblock {
-        Some(superblock) => {
-            let opened = kms
-                .unwrap_local(STORE_KEY, &superblock.wrapped_store_key)
-                .map_err(|e| {
-                    format!(
-                        "the store key in {} does not open: {e}",
-                        dir.superblock_path().display()
-                    )
-                })?;
-            Secret::new(*opened.expose())
-        }
+        Some(superblock) => unwrap_store_key(dir, &kms, &superblock)?,
         None => {
             // The keystore can be there before the store: a restored one, or that of a key server.
             match kms.create_key(DEFAULT_KEY) {
@@ -282,6 +272,23 @@ fn open_store_key(dir: &DataDir, admin: &Admin) -> Result<OpenedStore, String> {
         store_key,
         is_new: first_start,
     })
+}
+
+/// The key of a store that is there.
+pub(crate) fn unwrap_store_key(
+    dir: &DataDir,
+    kms: &Kms,
+    superblock: &Superblock,
+) -> Result<Secret, String> {
+    let opened = kms
+        .unwrap_local(STORE_KEY, &superblock.wrapped_store_key)
+        .map_err(|e| {
+            format!(
+                "the store key in {} does not open: {e}",
+                dir.superblock_path().display()
+            )
+        })?;
+    Ok(Secret::new(*opened.expose()))
 }
 
 fn open_engine(dir: &DataDir, store_key: &Secret, shards: usize) -> Result<Engine, String> {

@@ -6,6 +6,7 @@
 pub mod commit;
 mod compact;
 pub mod key;
+pub mod offline;
 pub mod query;
 pub mod record;
 pub mod recover;
@@ -83,6 +84,13 @@ pub struct Index {
 impl Index {
     /// Opens the index in `dir`, replaying its journal.
     pub fn open(dir: &Path, store_key: &Secret) -> Result<Index> {
+        let index = Self::open_bare(dir, store_key)?;
+        index.load_buckets()?;
+        Ok(index)
+    }
+
+    /// As [`Index::open`], without a look at any record.
+    fn open_bare(dir: &Path, store_key: &Secret) -> Result<Index> {
         let failed = |e: fjall::Error| Error::io("open the index in", dir, e);
         let db = Database::builder(dir)
             .cache_size(limits::INDEX_CACHE_BYTES)
@@ -116,7 +124,7 @@ impl Index {
         let spaces: [Keyspace; Space::ALL.len()] = spaces
             .try_into()
             .unwrap_or_else(|_| unreachable!("one keyspace each"));
-        let index = Index {
+        Ok(Index {
             dir: dir.to_owned(),
             db,
             spaces,
@@ -124,9 +132,7 @@ impl Index {
             buckets: ArcSwap::default(),
             tallies: Mutex::default(),
             synced: AtomicU64::new(0),
-        };
-        index.load_buckets()?;
-        Ok(index)
+        })
     }
 
     fn load_buckets(&self) -> Result<()> {

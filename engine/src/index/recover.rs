@@ -92,7 +92,7 @@ pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result
     Ok(recovered)
 }
 
-fn segment_files(dir: &Path) -> Result<BTreeMap<u64, u64>> {
+pub fn segment_files(dir: &Path) -> Result<BTreeMap<u64, u64>> {
     let failed = |e: std::io::Error| Error::io("list", dir, e);
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {

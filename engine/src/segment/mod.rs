@@ -6,6 +6,7 @@
 pub mod block;
 pub mod reader;
 pub mod reclaim;
+pub mod scrub;
 pub mod writer;
 
 use std::collections::{BTreeSet, HashMap};

@@ -1,11 +1,14 @@
 //! The command line: one subcommand a file.
 
 mod ask;
+mod decrypt;
 mod identity;
 mod key;
 mod kms;
+pub mod offline;
 mod root_key;
 mod store;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -31,6 +34,10 @@ enum Command {
     /// Seal, unseal, back up and restore a keystore; serve it to other stores
     #[command(subcommand)]
     Kms(kms::Kms),
+    /// Check every stored byte of a store that nobody serves
+    Verify(verify::Verify),
+    /// Write one object of a store that nobody serves to a file or standard output
+    Decrypt(decrypt::Decrypt),
 }
 
 /// Runs the program.
@@ -46,6 +53,8 @@ pub fn main() -> ExitCode {
         Command::Serve(options) => serve::run(options.with_foreign_names()),
         Command::Key(command) => key::run(command),
         Command::Kms(command) => kms::run(command),
+        Command::Verify(command) => verify::run(&command),
+        Command::Decrypt(command) => decrypt::run(&command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
