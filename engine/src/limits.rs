@@ -86,6 +86,12 @@ pub const COPY_KEYS_MAX: usize = 1_000_000;
 pub const COPY_GROUPS_MAX: usize = 120;
 pub const COPY_DEAD_BYTES_MIN: u64 = 1024 * 1024;
 
+/// The background scrub waits so long after a start, begins a pass at most so often, and looks so often whether it is to stop
+/// or the object it reads was replaced.
+pub const SCRUB_DELAY: Duration = Duration::from_secs(10);
+pub const SCRUB_EVERY: Duration = Duration::from_secs(24 * 3600);
+pub const SCRUB_LOOK_EVERY: Duration = Duration::from_millis(50);
+
 pub const INDEX_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 pub const INDEX_MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
 /// A journal is replaced by a new one past this size, which is fjall's and not ours to choose; filler to get there goes in
@@ -103,6 +109,9 @@ const _: () = {
     assert!(WRITE_BUFFER_BYTES.is_multiple_of(SECTOR));
     assert!(INLINE_BYTES_MAX as usize <= PAYLOAD);
     assert!(SEGMENT_SECTORS_MAX > EXTENT_DATA_SECTORS * 2);
-    assert!(COPY_PIECE_BYTES * 2 < BLOCK_BYTES_MAX && BLOCK_BYTES_MAX / SECTOR < SEGMENT_SECTORS_MAX as usize);
+    assert!(
+        COPY_PIECE_BYTES * 2 < BLOCK_BYTES_MAX
+            && BLOCK_BYTES_MAX / SECTOR < SEGMENT_SECTORS_MAX as usize
+    );
     assert!(COPY_KEYS_DUE < COPY_KEYS_MAX);
 };

@@ -164,6 +164,8 @@ struct Ledger {
     named: HashMap<u64, Runs>,
     freed: HashMap<u64, Runs>,
     checkpoint: Checkpoint,
+    /// The copy of the index.
+    copies: Vec<Extent>,
     /// Objects that were rotten in the index itself.
     rotten: HashSet<Vec<u8>>,
     /// Stored bytes to be read.
@@ -310,6 +312,13 @@ impl Run<'_> {
             Ok(())
         })?;
         damage.extend(broken(Space::Inline, read));
+        match recover::copies(index) {
+            Ok(groups) => {
+                ledger.copies = groups.extents().collect();
+                ledger.name(&ledger.copies.clone(), &mut damage);
+            }
+            Err(e) => damage.push(e.to_string()),
+        }
         match index.get::<Checkpoint>(Space::Meta, meta::CHECKPOINT.as_bytes()) {
             Ok(found) => ledger.checkpoint = found.map(|(_, c)| c).unwrap_or_default(),
             Err(e) => damage.push(e.to_string()),
@@ -523,6 +532,14 @@ impl Run<'_> {
     ) -> Result<Verified> {
         let index = self.index;
         let mut found = Verified::default();
+        let segments = self.dir.segments_dir();
+        let mut look = Look::new(&segments, self.blocks, &|_| true);
+        for extent in &ledger.copies {
+            if let Err(e) = look.copy(extent) {
+                found.damage += 1;
+                (self.say)(Event::Damage(format!("the copy of the index: {e}")));
+            }
+        }
         let send = |job| jobs.send(job).map_err(|_| Error::Closed);
         // A place where the tree cannot be read was reported when the records were read.
         let _ = index.each_raw(Space::Objects, None, |entry, value| {

@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,9 +21,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed, Superblock};
-use strongroom_kms::{Caller, DEFAULT_KEY, Error, Generated, Kms, Outage, RootKey};
+use strongroom_kms::{Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey};
 
 use crate::admin::Admin;
+use crate::cli::offline::LocalKeys;
 use crate::config::{CredentialsFrom, RootCredentials, Serve};
 use crate::conn::{self, Drain};
 use crate::health::Health;
@@ -61,7 +63,12 @@ pub fn run(options: Serve) -> Result<(), String> {
         is_new,
     )?;
     let keys = Arc::new(keys);
-    let engine = open_engine(&dir, &store_key, shards.len())?;
+    let mut engine = open_engine(&dir, &store_key, shards.len())?;
+    if let Some(rate) = NonZeroU64::new(options.scrub_rate) {
+        let kms = Arc::clone(&kms);
+        let keys = || LocalKeys(Keys::new(kms, None, KeysOptions::default()));
+        engine.start_scrub(rate, keys).map_err(|e| e.to_string())?;
+    }
     let certificates = open_certificates(&options, dir.path())?;
     admin.open(Arc::clone(&kms));
     watch_deletions(Arc::clone(&kms));

@@ -5,9 +5,12 @@
 
 pub mod commit;
 mod compact;
+pub mod copies;
+pub mod journal;
 pub mod key;
 pub mod offline;
 pub mod query;
+pub mod rebuild;
 pub mod record;
 pub mod recover;
 pub mod tally;

@@ -4,9 +4,11 @@
 //! removed. So a copy is opened: files that are only ever written whole are linked, the others copied. It goes when this is
 //! dropped, and what an earlier one left goes first.
 
+use std::cell::Cell;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use super::{Index, Space};
 use crate::datadir::DataDir;
@@ -59,12 +61,25 @@ impl Drop for Offline {
     }
 }
 
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
 /// What a damaged file makes panic in the tree counts as the error it is.
 pub fn unpanicked<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
+    // Nor is it announced as one.
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                hook(panic);
+            }
+        }));
+    });
+    let before = QUIET.replace(true);
     let done = catch_unwind(AssertUnwindSafe(work));
-    std::panic::set_hook(hook);
+    QUIET.set(before);
     done.unwrap_or_else(|_| Err(Error::corrupt("a file that cannot be read", "the index")))
 }
 

@@ -9,10 +9,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use minicbor::Decode;
 use rustix::fs::{Advice, fadvise};
 use zeroize::Zeroizing;
 
-use super::block::{self, Block, Head, Kind, Tail, WrappedKey};
+use super::block::{self, Block, Copy, Head, Kind, Tail, WrappedKey};
 use crate::dare::header::{PACKAGE, PAYLOAD};
 use crate::dare::layout;
 use crate::dare::open::{Opener, check_package};
@@ -213,13 +214,23 @@ impl<'a> Look<'a> {
 
     /// The wrapped key in a key extent.
     pub fn wrapped_key(&mut self, extent: &Extent) -> Result<WrappedKey> {
+        self.lone_block(extent, Kind::Key)
+    }
+
+    /// A piece of the copy of the index.
+    pub fn copy(&mut self, extent: &Extent) -> Result<Copy> {
+        self.lone_block(extent, Kind::Copy)
+    }
+
+    /// The block that is all of an extent.
+    fn lone_block<T: for<'b> Decode<'b, ()>>(&mut self, extent: &Extent, kind: Kind) -> Result<T> {
         let file = open(&mut self.files, self.dir, extent.segment)?;
         let (block, payload) = open_block(self.blocks, file, extent, extent.start, extent.sectors)?;
-        let is_it = (block.kind, block.sequence, block.sectors)
-            == (Kind::Key, extent.sequence, extent.sectors);
+        let is_it =
+            (block.kind, block.sequence, block.sectors) == (kind, extent.sequence, extent.sectors);
         match minicbor::decode(&payload) {
-            Ok(wrapped) if is_it => Ok(wrapped),
-            _ => Err(wrong("no wrapped key, or another one", extent)),
+            Ok(read) if is_it => Ok(read),
+            _ => Err(wrong("another block", extent)),
         }
     }
 }

@@ -6,6 +6,7 @@ mod identity;
 mod key;
 mod kms;
 pub mod offline;
+mod recover;
 mod root_key;
 mod store;
 mod verify;
@@ -36,6 +37,8 @@ enum Command {
     Kms(kms::Kms),
     /// Check every stored byte of a store that nobody serves
     Verify(verify::Verify),
+    /// Make the index of a store anew that lost it, or whose index is damaged
+    Recover(recover::Recover),
     /// Write one object of a store that nobody serves to a file or standard output
     Decrypt(decrypt::Decrypt),
 }
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Key(command) => key::run(command),
         Command::Kms(command) => kms::run(command),
         Command::Verify(command) => verify::run(&command),
+        Command::Recover(command) => recover::run(&command),
         Command::Decrypt(command) => decrypt::run(&command),
     };
     match done {
