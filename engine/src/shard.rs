@@ -40,7 +40,7 @@ impl Shard {
         });
         // One shard is enough, and rounds follow each other.
         if id == 0 {
-            glommio::spawn_local(Rc::clone(&shard).keep_copying()).detach();
+            glommio::spawn_local(Shard::keep_copying(Rc::downgrade(&shard))).detach();
         }
         Ok(shard)
     }

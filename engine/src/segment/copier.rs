@@ -3,7 +3,7 @@
 //! A round looks the entries up, writes its pieces, syncs, and only then commits the list of its extents, which frees what a
 //! whole round replaces. A round cut off by a crash leaves extents that no record names, like an upload.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use super::block::{Copy, CopyEntry, CopyGroup};
@@ -25,16 +25,16 @@ struct Cursor {
 }
 
 impl Shard {
-    /// Copies what changed whenever it is due, for as long as the store is open.
-    pub(crate) async fn keep_copying(self: Rc<Self>) {
+    /// Copies what changed whenever it is due, for as long as the shard is open.
+    pub(crate) async fn keep_copying(shard: Weak<Shard>) {
         let mut pause = limits::COPY_LOOK_EVERY;
-        while !self.closing.get() {
+        loop {
             glommio::timer::sleep(pause).await;
             pause = limits::COPY_LOOK_EVERY;
-            if self.closing.get() {
+            let Some(shard) = shard.upgrade().filter(|s| !s.closing.get()) else {
                 return;
-            }
-            if let Err(e) = self.copy_round(false, false).await {
+            };
+            if let Err(e) = shard.copy_round(false, false).await {
                 tracing::warn!("the index could not be copied to segments: {e}");
                 pause = Duration::from_secs(10);
             }

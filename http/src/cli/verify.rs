@@ -24,7 +24,7 @@ pub struct Verify {
 
 pub fn run(command: &Verify) -> Result<(), String> {
     let store = Offline::open(&command.place.data_dir)?;
-    let screen = Screen::new();
+    let screen = Screen::shared();
     let say = |event: Event<'_>| screen.lock().tell(&event);
     let found = verify(&store.dir, &store.store_key, &store.keys, &say);
     screen.lock().wipe();
@@ -79,7 +79,7 @@ const REFRESH: Duration = Duration::from_millis(100);
 const BAR: usize = 40;
 
 impl Screen {
-    fn new() -> Lockable {
+    fn shared() -> Lockable {
         Lockable(Mutex::new(Screen {
             terminal: stderr().is_terminal(),
             shown: None,

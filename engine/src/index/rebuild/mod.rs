@@ -7,6 +7,8 @@
 //! 3. its journals, behind a place where the tree stopped reading them;
 //! 4. streams that stand complete in segments and that no record names, if they were written about when the other sources end.
 //!
+//! Of the records up to the commit that the last whole copy begins with, only those that are in copies are alive.
+//!
 //! A whole index is left as it is. Nothing in segments is changed or given back. Records whose data was given back are left out
 //! and named, unless they come from an index that is not older than the segments.
 
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::commit::meta;
+use super::copies::COPIED;
 use super::offline::{Offline, remove, unpanicked};
 use super::{Index, Space, io, journal, key, record, recover};
 use crate::datadir::{DataDir, sync_dir};
@@ -103,6 +106,7 @@ pub fn rebuild(dir: &DataDir, store_key: &Secret, say: &dyn Fn(Finding<'_>)) -> 
         spaces: HashMap::new(),
         highest: last.max(survey.synced),
         copied_to: 0,
+        base: 0,
         found: Recovery::default(),
     };
     let groups = build.copies()?;
@@ -286,6 +290,8 @@ struct Build<'a> {
     highest: u64,
     /// The last commit of which everything is in copies.
     copied_to: u64,
+    /// A record of a commit up to this one is in copies, or was removed.
+    base: u64,
     found: Recovery,
 }
 
@@ -317,6 +323,10 @@ impl Build<'_> {
                 let Some(origin) = self.opens(space, key, value) else {
                     return Ok(());
                 };
+                // The last whole copy does not have it, and nothing later does.
+                if known.is_none() && COPIED.contains(&space) && entry.sequence <= self.base {
+                    return Ok(());
+                }
                 let newer = present.is_none_or(|p| entry.sequence > p)
                     && removed.is_none_or(|r| entry.sequence > r);
                 if newer {

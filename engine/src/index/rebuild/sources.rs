@@ -41,6 +41,8 @@ impl Build<'_> {
         // Rounds without the whole one they build on still tell what they hold.
         let segments = self.segments;
         let mut look = Look::new(segments, self.blocks, &|_| true);
+        let mut base = 0;
+        let mut intact = true;
         for group in &mut groups {
             for extent in &group.extents {
                 let copy = match look.copy(extent) {
@@ -50,6 +52,7 @@ impl Build<'_> {
                             "a piece of the copy of the index is damaged: {e}"
                         )));
                         self.found.lost += 1;
+                        intact = false;
                         continue;
                     }
                 };
@@ -74,6 +77,12 @@ impl Build<'_> {
                 }
             }
             self.copied_to = self.copied_to.max(group.group.to);
+            if group.group.from == 0 {
+                base = group.group.to;
+            }
+        }
+        if intact {
+            self.base = base;
         }
         Ok(groups)
     }
