@@ -21,7 +21,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed, Superblock};
-use strongroom_kms::{Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey};
+use strongroom_kms::{
+    Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey,
+};
 
 use crate::admin::Admin;
 use crate::cli::offline::LocalKeys;
