@@ -72,7 +72,16 @@ pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result
         copied: checkpoint.copied == Some(true),
     };
     match &checkpoint.live {
-        Some(live) => recovered.live = live.iter().copied().collect(),
+        Some(live) => {
+            // A closed store has no segment that its index does not know of.
+            if let Some((id, _)) = files.range(checkpoint.next_segment..).next() {
+                return Err(Error::Unusable(format!(
+                    "segment {id:016x} is newer than the index: the index is an older one. Nothing was changed. Put back the index \
+                     directory as it was, or rebuild it from the segments with `strongroom recover`."
+                )));
+            }
+            recovered.live = live.iter().copied().collect();
+        }
         None => after_crash(
             index,
             segments,
