@@ -84,7 +84,8 @@ pub fn rebuild(dir: &DataDir, store_key: &Secret, say: &dyn Fn(Finding<'_>)) -> 
     };
     if let Some(old) = &old
         && last >= survey.synced
-        && unpanicked(|| is_whole(old.index(), last, &journals)).unwrap_or(false)
+        && unpanicked(|| is_whole(old.index(), last, &journals, survey.next_segment))
+            .unwrap_or(false)
     {
         let mut found = Recovery {
             was_whole: true,
@@ -200,7 +201,7 @@ fn journals(dir: &Path) -> Vec<Vec<u8>> {
 }
 
 /// Whether every record of an index can be read and opens, and its journals hold nothing later.
-fn is_whole(index: &Index, last: u64, journals: &[Vec<u8>]) -> Result<bool> {
+fn is_whole(index: &Index, last: u64, journals: &[Vec<u8>], next_segment: u64) -> Result<bool> {
     let mut whole = true;
     let mut inline: Vec<u64> = Vec::new();
     let sealer = &index.sealer;
@@ -241,9 +242,10 @@ fn is_whole(index: &Index, last: u64, journals: &[Vec<u8>]) -> Result<bool> {
         // The bytes themselves, since they lie elsewhere than their names.
         whole &= index.inline(sequence).is_ok_and(|bytes| bytes.is_some());
     }
-    whole &= index
-        .get::<Checkpoint>(Space::Meta, meta::CHECKPOINT.as_bytes())
-        .is_ok();
+    let checkpoint = index.get::<Checkpoint>(Space::Meta, meta::CHECKPOINT.as_bytes());
+    // After a close there is no segment that the index does not know of.
+    whole &= checkpoint
+        .is_ok_and(|c| c.is_none_or(|(_, c)| c.live.is_none() || next_segment <= c.next_segment));
     whole &= recover::copies(index).is_ok();
     for journal in journals {
         journal::batches(journal, |items| {
