@@ -1,8 +1,10 @@
 //! The engine as a whole: what all cores share, opening and closing it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,13 +15,16 @@ use futures_channel::oneshot;
 use crate::datadir::DataDir;
 use crate::error::{Error, Result};
 use crate::index::commit::{Committer, Op, Reply, Request, meta};
+use crate::index::copies::Copies;
 use crate::index::tally::{Tally, Under};
 use crate::index::{Index, recover};
 use crate::limits;
+use crate::scrubber::{self, Scrub, Scrubbed};
 use crate::secret::Secret;
 use crate::segment::reclaim::{self, Message};
 use crate::segment::{Segments, block};
 use crate::shard::Shard;
+use crate::verify::ObjectKeys;
 
 /// What all cores share.
 pub(crate) struct Core {
@@ -27,6 +32,8 @@ pub(crate) struct Core {
     pub index: Index,
     pub blocks: block::Sealer,
     pub segments: Segments,
+    pub copies: Copies,
+    pub scrub: Scrub,
     readers: Vec<Readers>,
     commits: Sender<Request>,
     reclaim: Sender<Message>,
@@ -131,6 +138,7 @@ pub struct Engine {
     core: Arc<Core>,
     committer: JoinHandle<()>,
     reclaimer: JoinHandle<()>,
+    scrubber: Option<JoinHandle<()>>,
     opening: Opening,
 }
 
@@ -155,6 +163,12 @@ pub struct Usage {
 impl Engine {
     /// Opens the store in `dir`: replays the index, gives back what a crash left.
     pub fn open(dir: &DataDir, store_key: &Secret, options: &EngineOptions) -> Result<Engine> {
+        if !dir.index_dir().is_dir() {
+            return Err(Error::Unusable(format!(
+                "{} is not there. Put it back, or rebuild it from the segments with `strongroom recover`.",
+                dir.index_dir().display()
+            )));
+        }
         let index = Index::open(&dir.index_dir(), store_key)?;
         let blocks = block::Sealer::new(store_key);
         let found = recover::recover(&index, &dir.segments_dir(), &blocks)?;
@@ -176,6 +190,8 @@ impl Engine {
             index,
             blocks,
             segments,
+            copies: Copies::new(found.copies, !found.copied),
+            scrub: Scrub::default(),
             readers: (0..options.shards).map(|_| Readers::default()).collect(),
             commits,
             reclaim,
@@ -213,6 +229,7 @@ impl Engine {
             core,
             committer,
             reclaimer,
+            scrubber: None,
             opening,
         })
     }
@@ -228,6 +245,34 @@ impl Engine {
         })
     }
 
+    /// Begins to look for rot in the background, `rate` bytes a second. `keys` opens the keys of objects, on the scrub's thread.
+    pub fn start_scrub<K: ObjectKeys>(
+        &mut self,
+        rate: NonZeroU64,
+        keys: impl FnOnce() -> K + Send + 'static,
+    ) -> Result<()> {
+        let core = Arc::clone(&self.core);
+        let scrubber = std::thread::Builder::new()
+            .name("scrubber".into())
+            .spawn(move || scrubber::run(&core, rate.get(), &keys()))
+            .map_err(|e| Error::io("start a thread for", &self.core.superblock, e))?;
+        self.scrubber = Some(scrubber);
+        Ok(())
+    }
+
+    pub fn scrubbed(&self) -> Scrubbed {
+        self.core.scrub.counts()
+    }
+
+    /// Ends the scrub, if there is one.
+    fn end_scrub(&mut self) {
+        self.core.scrub.stop.store(true, Ordering::Relaxed);
+        if let Some(scrubber) = self.scrubber.take() {
+            // One that panicked has already said so.
+            let _ = scrubber.join();
+        }
+    }
+
     /// What a core needs to open its shard, inside its own executor.
     pub fn shard(&self, id: usize) -> ShardSeed {
         ShardSeed {
@@ -238,7 +283,8 @@ impl Engine {
 
     /// Ends the engine's threads and leaves everything else as a crash would: for tests of what the next start finds.
     #[doc(hidden)]
-    pub fn abandon(self) {
+    pub fn abandon(mut self) {
+        self.end_scrub();
         self.core.commit_and_forget(Op::Abandon);
         let _ = self.committer.join();
         self.core.reclaim(Message::Close);
@@ -246,7 +292,8 @@ impl Engine {
     }
 
     /// Closes the store once all shards are gone: what was freed is punched, and the last checkpoint written.
-    pub fn close(self) {
+    pub fn close(mut self) {
+        self.end_scrub();
         self.core.reclaim(Message::Close);
         // A thread that panicked has already said so; what it left is found at the next start.
         let _ = self.reclaimer.join();

@@ -17,12 +17,15 @@ mod index;
 mod io;
 mod limits;
 mod object;
+mod scrubber;
 mod segment;
 mod shard;
+mod verify;
 
 pub use datadir::{DataDir, Superblock};
 pub use engine::{Engine, EngineOptions, Opening, ShardSeed, Usage, tally_at_rest};
 pub use error::{Error, Result};
+pub use index::rebuild::{Finding, Recovery, rebuild};
 pub use index::record;
 pub use index::tally::{Tally, Under};
 pub use limits::{KEY_BYTES_MAX, PARTS_MAX, STREAM_BYTES_MAX};
@@ -31,7 +34,9 @@ pub use object::{
     ListQuery, NewUpload, PartChoice, PartEntry, PutStream, Target, UploadEntry, UploadPage,
     UploadQuery, WrappedCursor, WrappedEntry, WrappedPage, WrappedQuery,
 };
+pub use scrubber::Scrubbed;
 pub use shard::Shard;
+pub use verify::{Event, KeyAnswer, ObjectKeys, Verified, export, verify};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;

@@ -23,6 +23,9 @@ pub const FINISH_BYTES_MAX: usize = 1024;
 /// A wrapped object key with its encryption context fills at most this many sectors.
 pub const KEY_SECTORS_MAX: u32 = 4;
 
+/// A block of any kind, as a reader takes it.
+pub const BLOCK_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// One direct write. Packages run on from one buffer to the next.
 pub const WRITE_BUFFER_BYTES: usize = 256 * SECTOR;
 /// Writes of one stream under way beside the buffer being filled.
@@ -66,6 +69,29 @@ pub const WRAPPED_PAGE_EXAMINED: usize = 10_000;
 /// What a record takes in the index, about.
 pub const INDEX_RECORD_BYTES: u64 = 600;
 
+/// How often what changed in the index is copied to segments: what may be missing where the index itself is lost.
+pub const COPY_EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked whether that is due, and how long deleting pauses before dead copies are thrown out.
+pub const COPY_LOOK_EVERY: Duration = Duration::from_millis(500);
+pub const COPY_QUIET: Duration = Duration::from_secs(3);
+/// Entries of one piece of a copy, about, and how many entries are looked up at once.
+pub const COPY_PIECE_BYTES: usize = 1024 * 1024;
+pub const COPY_KEYS_AT_ONCE: usize = 512;
+/// Changed entries that make a round due before its time, and those that are remembered at most; above that the next round
+/// copies everything.
+pub const COPY_KEYS_DUE: usize = 65_536;
+pub const COPY_KEYS_MAX: usize = 1_000_000;
+/// Rounds after which everything is copied afresh, and the dead bytes of copies that make it due: at least so many, and half of
+/// what is alive.
+pub const COPY_GROUPS_MAX: usize = 120;
+pub const COPY_DEAD_BYTES_MIN: u64 = 1024 * 1024;
+
+/// The background scrub waits so long after a start, begins a pass at most so often, and looks so often whether it is to stop
+/// or the object it reads was replaced.
+pub const SCRUB_DELAY: Duration = Duration::from_secs(10);
+pub const SCRUB_EVERY: Duration = Duration::from_secs(24 * 3600);
+pub const SCRUB_LOOK_EVERY: Duration = Duration::from_millis(50);
+
 pub const INDEX_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 pub const INDEX_MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
 /// A journal is replaced by a new one past this size, which is fjall's and not ours to choose; filler to get there goes in
@@ -83,4 +109,9 @@ const _: () = {
     assert!(WRITE_BUFFER_BYTES.is_multiple_of(SECTOR));
     assert!(INLINE_BYTES_MAX as usize <= PAYLOAD);
     assert!(SEGMENT_SECTORS_MAX > EXTENT_DATA_SECTORS * 2);
+    assert!(
+        COPY_PIECE_BYTES * 2 < BLOCK_BYTES_MAX
+            && BLOCK_BYTES_MAX / SECTOR < SEGMENT_SECTORS_MAX as usize
+    );
+    assert!(COPY_KEYS_DUE < COPY_KEYS_MAX);
 };

@@ -1,5 +1,6 @@
 //! One core's share of the engine: its writer, its open files, its readers' holds.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,22 +24,35 @@ pub struct Shard {
     pub(crate) writer: Rc<Writer>,
     pub(crate) files: Rc<Files>,
     pub(crate) downloads: Rc<Semaphore>,
+    pub(crate) closing: Cell<bool>,
 }
 
 impl Shard {
     pub(crate) async fn open(core: Arc<Core>, id: usize) -> Result<Rc<Shard>> {
         uring::warm_up(&core.superblock).await?;
-        Ok(Rc::new(Shard {
+        let shard = Rc::new(Shard {
             writer: Rc::new(Writer::new(Arc::clone(&core), id)),
             files: Rc::new(Files::new(Arc::clone(&core))),
             downloads: Rc::new(Semaphore::new(limits::DOWNLOADS_PER_SHARD as u64)),
+            closing: Cell::new(false),
             core,
             id,
-        }))
+        });
+        // One shard is enough, and rounds follow each other.
+        if id == 0 {
+            glommio::spawn_local(Shard::keep_copying(Rc::downgrade(&shard))).detach();
+        }
+        Ok(shard)
     }
 
-    /// Gives back space reserved ahead. Call it once no request is under way any more.
+    /// Copies what is not copied yet, and gives back space reserved ahead. Call it once no request is under way any more.
     pub async fn close(&self) {
+        self.closing.set(true);
+        if self.id == 0
+            && let Err(e) = self.copy_index(false).await
+        {
+            tracing::warn!("the index could not be copied to segments: {e}");
+        }
         self.writer.close().await;
     }
 

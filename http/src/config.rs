@@ -116,6 +116,15 @@ pub struct Serve {
     #[arg(long, env = "STRONGROOM_DRAIN_TIMEOUT", default_value = "10s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
 
+    /// How fast stored bytes are read in the background to look for rot; 0 turns it off
+    #[arg(
+        long,
+        env = "STRONGROOM_SCRUB_RATE",
+        value_name = "BYTES_PER_SECOND",
+        default_value = "8388608"
+    )]
+    pub scrub_rate: u64,
+
     /// Age at which multipart uploads nobody completed are aborted
     #[arg(long, env = "STRONGROOM_STALE_UPLOADS", default_value = "7d", value_parser = parse_duration)]
     pub stale_uploads: Duration,

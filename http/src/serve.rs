@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,10 +18,13 @@ use rustls::ServerConfig;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
-use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed};
-use strongroom_kms::{Caller, DEFAULT_KEY, Error, Generated, Kms, Outage, RootKey};
+use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed, Superblock};
+use strongroom_kms::{
+    Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey,
+};
 
 use crate::admin::Admin;
+use crate::cli::offline::LocalKeys;
 use crate::config::{CredentialsFrom, RootCredentials, Serve};
 use crate::conn::{self, Drain};
 use crate::health::Health;
@@ -61,7 +65,12 @@ pub fn run(options: Serve) -> Result<(), String> {
         is_new,
     )?;
     let keys = Arc::new(keys);
-    let engine = open_engine(&dir, &store_key, shards.len())?;
+    let mut engine = open_engine(&dir, &store_key, shards.len())?;
+    if let Some(rate) = NonZeroU64::new(options.scrub_rate) {
+        let kms = Arc::clone(&kms);
+        let keys = || LocalKeys(Keys::new(kms, None, KeysOptions::default()));
+        engine.start_scrub(rate, keys).map_err(|e| e.to_string())?;
+    }
     let certificates = open_certificates(&options, dir.path())?;
     let (shards_at_work, inboxes) = work::channels(shards.len());
     let objects = Arc::new(Objects::Served(shards_at_work));
@@ -254,7 +263,7 @@ fn open_store_key(dir: &DataDir, admin: &Admin) -> Result<OpenedStore, String> {
         warn_of_new_root_key(dir.path());
     }
     let store_key = match superblock {
-        Some(_) => store_key(dir, &kms)?,
+        Some(superblock) => unwrap_store_key(dir, &kms, &superblock)?,
         None => {
             // The keystore can be there before the store: a restored one, or that of a key server.
             match kms.create_key(DEFAULT_KEY) {
@@ -282,6 +291,14 @@ pub(crate) fn store_key(dir: &DataDir, kms: &Kms) -> Result<Secret, String> {
         .superblock()
         .map_err(|e| e.to_string())?
         .ok_or_else(|| format!("there is no store in {}", dir.path().display()))?;
+    unwrap_store_key(dir, kms, &superblock)
+}
+
+pub(crate) fn unwrap_store_key(
+    dir: &DataDir,
+    kms: &Kms,
+    superblock: &Superblock,
+) -> Result<Secret, String> {
     let opened = kms
         .unwrap_local(STORE_KEY, &superblock.wrapped_store_key)
         .map_err(|e| {

@@ -45,10 +45,27 @@ pub enum OpenError {
 /// One stream to be opened, package by package in any order.
 pub struct Opener {
     aead: Aead,
+    expected: Expected,
+}
+
+/// What is known of a stream beside its key.
+struct Expected {
     cipher: Cipher,
     plain_len: u64,
     /// What 2.0 headers must repeat; 1.0 has nothing of the kind.
     nonce: Option<[u8; NONCE]>,
+}
+
+/// Checks what can be checked of package `seq` without the key: everything but its tag.
+pub fn check_package(
+    nonce: [u8; NONCE],
+    plain_len: u64,
+    seq: u64,
+    package: &[u8],
+) -> Result<(), OpenError> {
+    Expected::new(nonce, plain_len)
+        .check(seq, package)
+        .map(|_| ())
 }
 
 impl Opener {
@@ -60,9 +77,7 @@ impl Opener {
         assert!(plain_len <= layout::PLAIN_MAX);
         Self {
             aead: Aead::new(Cipher::Aes256Gcm, key),
-            cipher: Cipher::Aes256Gcm,
-            plain_len,
-            nonce: Some(unmarked(nonce)),
+            expected: Expected::new(nonce, plain_len),
         }
     }
 
@@ -76,15 +91,17 @@ impl Opener {
         let cipher = header.cipher()?;
         Ok(Self {
             aead: Aead::new(cipher, key),
-            cipher,
-            plain_len,
-            nonce: (version == Version::V20).then(|| header.stream_nonce()),
+            expected: Expected {
+                cipher,
+                plain_len,
+                nonce: (version == Version::V20).then(|| header.stream_nonce()),
+            },
         })
     }
 
     /// Plaintext length of the stream.
     pub fn plain_len(&self) -> u64 {
-        self.plain_len
+        self.expected.plain_len
     }
 
     /// Opens package `seq` into the front of `dst` and returns its plaintext length.
@@ -100,6 +117,7 @@ impl Opener {
         dst: &mut [u8],
     ) -> Result<usize, OpenError> {
         let result = self
+            .expected
             .check(seq, package)
             .and_then(|(header, nonce, payload)| {
                 let (body, tag) = body_and_tag(package, payload)?;
@@ -129,11 +147,22 @@ impl Opener {
     }
 
     fn open_inside(&self, seq: u64, package: &mut [u8]) -> Result<usize, OpenError> {
-        let (header, nonce, payload) = self.check(seq, package)?;
+        let (header, nonce, payload) = self.expected.check(seq, package)?;
         let (body, tag) = package[HEADER..].split_at_mut(payload);
         let tag = tag.first_chunk::<TAG>().ok_or(OpenError::Size)?;
         self.aead.open_in_place(&nonce, &header.aad(), body, tag)?;
         Ok(payload)
+    }
+}
+
+impl Expected {
+    /// A stream as [`Sealer`](crate::dare::Sealer) writes it.
+    fn new(nonce: [u8; NONCE], plain_len: u64) -> Self {
+        Expected {
+            cipher: Cipher::Aes256Gcm,
+            plain_len,
+            nonce: Some(unmarked(nonce)),
+        }
     }
 
     /// Everything a header can say wrong, before any key is used.

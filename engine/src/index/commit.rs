@@ -14,6 +14,7 @@ use fjall::PersistMode;
 use futures_channel::oneshot;
 use minicbor::{Decode, Encode};
 
+use super::copies::{Group, Groups};
 use super::record::{
     self, Bucket, BucketEncryption, Data, Encryption, Extent, Object, Part, PartRef, Place, Stream,
     Upload, UploadId,
@@ -105,6 +106,11 @@ pub enum Op {
     },
     /// Old versions of the records re-wrapped up to this commit have left the index.
     Erased(u64),
+    /// A round of copying the index is written; `whole` replaces all before it.
+    Copied {
+        group: Option<Group>,
+        whole: bool,
+    },
     /// The extents freed by these commits are punched.
     Reclaimed(Vec<u64>),
     /// Write the marks below which segments are settled.
@@ -127,6 +133,8 @@ pub mod meta {
     pub const REWRAPPED: &str = "rewrapped";
     /// `segment::Checkpoint`
     pub const CHECKPOINT: &str = "checkpoint";
+    /// `index::copies::Groups`
+    pub const COPIES: &str = "copies";
 }
 
 pub struct Committer {
@@ -147,6 +155,7 @@ pub struct Committer {
     rewrapped: Option<u64>,
     /// By key service and name of a key: versions below this one take nothing new.
     refused: HashMap<(String, String), u32>,
+    copied: Option<Groups>,
 }
 
 impl Committer {
@@ -175,6 +184,7 @@ impl Committer {
             index_dead: 0,
             rewrapped,
             refused: HashMap::new(),
+            copied: None,
             core,
             requests,
         }
@@ -238,7 +248,8 @@ impl Committer {
     }
 
     fn write_checkpoint(&mut self, closing: bool) {
-        let checkpoint = self.core.segments.checkpoint(closing);
+        let mut checkpoint = self.core.segments.checkpoint(closing);
+        checkpoint.copied = closing.then(|| self.core.copies.is_complete());
         self.put(
             Space::Meta,
             meta::CHECKPOINT.as_bytes().to_vec(),
@@ -284,7 +295,13 @@ impl Committer {
             std::mem::replace(&mut self.batch, next)
                 .commit()
                 .map_err(failed)?;
-            self.written.clear();
+            // Before a round of copying can take this commit for done.
+            self.core
+                .copies
+                .changed(self.written.drain().map(|(entry, _)| entry));
+            if let Some(groups) = self.copied.take() {
+                self.core.copies.done(groups);
+            }
             let rewrapped = self.rewrapped.filter(|s| *s > self.core.index.synced());
             self.core
                 .index
@@ -413,6 +430,7 @@ impl Committer {
                 }
                 Ok(None)
             }
+            Op::Copied { group, whole } => Ok(Some(self.note_copy(group, whole))),
             Op::Reclaimed(sequences) => {
                 for sequence in sequences {
                     self.remove(Space::Freed, key::sequence(sequence).to_vec());
@@ -485,12 +503,14 @@ impl Committer {
             .chain(key_extent)
             .collect();
         self.inline_removed.extend(inline_of);
-        self.index_dead += limits::INDEX_RECORD_BYTES
+        let dead = limits::INDEX_RECORD_BYTES
             + streams
                 .iter()
                 .filter(|s| s.place == Place::Inline)
                 .map(|s| s.size)
                 .sum::<u64>();
+        self.index_dead += dead;
+        self.core.copies.died(origin, dead);
         if extents.is_empty() {
             return;
         }
@@ -502,6 +522,29 @@ impl Committer {
             key: key_extent,
             extents,
         });
+    }
+
+    /// Names the extents of a round of copying in place of those it replaces.
+    fn note_copy(&mut self, group: Option<Group>, whole: bool) -> Committed {
+        self.added
+            .extend(group.iter().flat_map(|g| &g.extents).copied());
+        let (groups, old) = self.core.copies.with(group, whole);
+        if !old.is_empty() {
+            let at = self.put_freed(&old);
+            self.freed.push(Freed {
+                reader: None,
+                freed: Some(at),
+                shard: None,
+                key: None,
+                extents: old,
+            });
+        }
+        let sequence = self.put(Space::Meta, meta::COPIES.as_bytes().to_vec(), &groups);
+        self.copied = Some(groups);
+        Committed {
+            modified: self.core.now(),
+            sequence,
+        }
     }
 
     fn put_freed(&mut self, extents: &[Extent]) -> u64 {

@@ -5,8 +5,12 @@
 
 pub mod commit;
 mod compact;
+pub mod copies;
+pub mod journal;
 pub mod key;
+pub mod offline;
 pub mod query;
+pub mod rebuild;
 pub mod record;
 pub mod recover;
 pub mod tally;
@@ -83,6 +87,14 @@ pub struct Index {
 impl Index {
     /// Opens the index in `dir`, replaying its journal.
     pub fn open(dir: &Path, store_key: &Secret) -> Result<Index> {
+        let index = Self::open_bare(dir, store_key)?;
+        index.load_buckets()?;
+        Ok(index)
+    }
+
+    /// As [`Index::open`], without a look at any record.
+    fn open_bare(dir: &Path, store_key: &Secret) -> Result<Index> {
+        check_keyspaces(dir)?;
         let failed = |e: fjall::Error| Error::io("open the index in", dir, e);
         let db = Database::builder(dir)
             .cache_size(limits::INDEX_CACHE_BYTES)
@@ -116,7 +128,7 @@ impl Index {
         let spaces: [Keyspace; Space::ALL.len()] = spaces
             .try_into()
             .unwrap_or_else(|_| unreachable!("one keyspace each"));
-        let index = Index {
+        Ok(Index {
             dir: dir.to_owned(),
             db,
             spaces,
@@ -124,9 +136,7 @@ impl Index {
             buckets: ArcSwap::default(),
             tallies: Mutex::default(),
             synced: AtomicU64::new(0),
-        };
-        index.load_buckets()?;
-        Ok(index)
+        })
     }
 
     fn load_buckets(&self) -> Result<()> {
@@ -220,6 +230,32 @@ impl Index {
     pub fn disk_bytes(&self) -> Result<u64> {
         self.db.disk_space().map_err(io)
     }
+}
+
+/// Refuses an index that lacks a keyspace, or the mark of one. The tree takes such a keyspace for one that was being made when the
+/// process died, and removes it with all its files.
+fn check_keyspaces(dir: &Path) -> Result<()> {
+    let keyspaces = dir.join("keyspaces");
+    let Ok(entries) = std::fs::read_dir(&keyspaces) else {
+        return Ok(());
+    };
+    let mut numbers: Vec<u64> = entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    let Some((newest, older)) = numbers.split_last() else {
+        return Ok(());
+    };
+    // Only the one made last can be unfinished.
+    let whole = |n: &u64| keyspaces.join(n.to_string()).join("current").exists();
+    if older.iter().copied().eq(0..*newest) && older.iter().all(whole) {
+        return Ok(());
+    }
+    Err(Error::Unusable(format!(
+        "{} lacks files. Put them back, or rebuild the index from the segments with `strongroom recover`.",
+        keyspaces.display()
+    )))
 }
 
 pub(crate) fn io(e: fjall::Error) -> Error {

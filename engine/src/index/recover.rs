@@ -9,12 +9,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::commit::meta;
+use super::copies::Groups;
 use super::record::{Data, Extent, Object, Part, Upload};
 use super::tally::Tallies;
 use super::{Index, Space, io, key, record};
 use crate::error::{Error, Result};
 use crate::segment::block::{self, Kind};
 use crate::segment::reclaim::{Freed, punch_file};
+use crate::segment::scrub::block_at;
 use crate::segment::{self, Checkpoint};
 use fjall::PersistMode;
 
@@ -32,6 +34,9 @@ pub struct Recovered {
     pub tallies: Tallies,
     /// The last re-wrap, where old versions of its record may still lie in the index.
     pub rewrapped: Option<u64>,
+    /// The copy of the index, and whether it has everything.
+    pub copies: Groups,
+    pub copied: bool,
 }
 
 /// Brings segments and index together and counts this opening.
@@ -63,9 +68,20 @@ pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result
         clean,
         tallies: index.load_tallies(last)?,
         rewrapped: index.plain_meta(meta::REWRAPPED)?,
+        copies: copies(index)?,
+        copied: checkpoint.copied == Some(true),
     };
     match &checkpoint.live {
-        Some(live) => recovered.live = live.iter().copied().collect(),
+        Some(live) => {
+            // A closed store has no segment that its index does not know of.
+            if let Some((id, _)) = files.range(checkpoint.next_segment..).next() {
+                return Err(Error::Unusable(format!(
+                    "segment {id:016x} is newer than the index: the index is an older one. Nothing was changed. Put back the index \
+                     directory as it was, or rebuild it from the segments with `strongroom recover`."
+                )));
+            }
+            recovered.live = live.iter().copied().collect();
+        }
         None => after_crash(
             index,
             segments,
@@ -82,6 +98,7 @@ pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result
         next_segment,
         unsettled: Vec::new(),
         live: None,
+        copied: None,
     };
     let key = meta::CHECKPOINT.as_bytes();
     let sealed = index.sealer.seal(Space::Meta.name(), key, last, &reopened);
@@ -92,7 +109,7 @@ pub fn recover(index: &Index, segments: &Path, blocks: &block::Sealer) -> Result
     Ok(recovered)
 }
 
-fn segment_files(dir: &Path) -> Result<BTreeMap<u64, u64>> {
+pub fn segment_files(dir: &Path) -> Result<BTreeMap<u64, u64>> {
     let failed = |e: std::io::Error| Error::io("list", dir, e);
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
@@ -185,28 +202,27 @@ fn named(index: &Index, checkpoint: &Checkpoint, live: &mut HashMap<u64, u64>) -
     index.each::<Upload>(Space::Uploads, |_, upload| {
         upload.key_extent.iter().for_each(&mut note);
     })?;
+    copies(index)?.extents().for_each(|e| note(&e));
     Ok(named)
+}
+
+/// The record of the copy of the index.
+pub fn copies(index: &Index) -> Result<Groups> {
+    let found = index.get::<Groups>(Space::Meta, meta::COPIES.as_bytes())?;
+    Ok(found.map(|(_, groups)| groups).unwrap_or_default())
 }
 
 /// The highest commit that an extent at or after `from` names as durable.
 fn highest_synced(dir: &Path, id: u64, from: u32, len: u64, blocks: &block::Sealer) -> Result<u64> {
     use crate::limits::SECTOR;
-    use std::os::unix::fs::FileExt;
     let path = segment::path(dir, id);
-    let failed = |e: std::io::Error| Error::io("read", &path, e);
-    let file = std::fs::File::open(&path).map_err(failed)?;
+    let file = std::fs::File::open(&path).map_err(|e| Error::io("open", &path, e))?;
     let end = (len / SECTOR as u64) as u32;
     let mut highest = 0;
     let mut at = from;
-    let mut sectors = vec![0u8; SECTOR * crate::limits::KEY_SECTORS_MAX as usize];
     while at < end {
-        let want = sectors.len().min((end - at) as usize * SECTOR);
-        file.read_exact_at(&mut sectors[..want], u64::from(at) * SECTOR as u64)
-            .map_err(failed)?;
         let mut step = 1;
-        if let Some((b, _)) = blocks.open(&sectors[..want])
-            && (b.segment, b.position) == (id, at)
-        {
+        if let Some((b, _)) = block_at(blocks, &file, id, at) {
             highest = highest.max(b.synced);
             if b.kind != Kind::Tail {
                 step = b.sectors.max(1);

@@ -63,8 +63,9 @@ impl Shard {
     }
 
     /// Returns once no wrapped key that was replaced or deleted before the call lies on disk any more: key extents are
-    /// punched, and old records have left the index's tables and journal.
+    /// punched, and old records have left the index's tables and journal, and its copy in segments.
     pub async fn settle_erasure(&self) -> Result<()> {
+        self.copy_index(true).await?;
         let (reply, done) = oneshot::channel();
         self.core.reclaim(Message::Settle(reply));
         done.await.map_err(|_| Error::Closed)?

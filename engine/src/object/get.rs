@@ -187,11 +187,11 @@ fn opener(key: Option<&Secret>, stream: &Stream) -> Result<Option<Rc<Opener>>> {
 }
 
 /// A record with its sequence, and the sealed bytes where it is a single small object.
-type Looked = (u64, Object, Option<Bytes>);
+pub(crate) type Looked = (u64, Object, Option<Bytes>);
 
 impl Core {
     /// The object under an index key, behind the commit that brought its data.
-    fn look(&self, entry: &[u8]) -> Result<(u64, Looked)> {
+    pub(crate) fn look(&self, entry: &[u8]) -> Result<(u64, Looked)> {
         loop {
             let (sequence, object) = self
                 .index

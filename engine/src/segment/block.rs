@@ -6,7 +6,7 @@
 //! offset size  field (integers little-endian)
 //! 0      8     "STRGROOM"
 //! 8      1     format version, 1
-//! 9      1     kind: 1 head, 2 tail, 3 key
+//! 9      1     kind: 1 head, 2 tail, 3 key, 4 copy
 //! 10     2     zero
 //! 12     4     length of the whole extent in sectors
 //! 16     8     segment
@@ -41,6 +41,7 @@ pub enum Kind {
     Head = 1,
     Tail = 2,
     Key = 3,
+    Copy = 4,
 }
 
 /// The clear part of a block.
@@ -120,9 +121,67 @@ pub struct WrappedKey {
     pub stream: Option<u64>,
 }
 
+/// A piece of a copy of the index.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Copy {
+    #[n(0)]
+    pub group: CopyGroup,
+    /// Number of this piece in its group, and whether it is the last.
+    #[n(1)]
+    pub number: u32,
+    #[n(2)]
+    pub last: bool,
+    /// No segment had this id or a later one when the piece was made.
+    #[n(3)]
+    pub next_segment: u64,
+    #[n(4)]
+    pub entries: Vec<CopyEntry>,
+}
+
+/// What one round of copying covers: every change by the commits after `from`, up to `to`; some later ones can be among them.
+/// From 0 on it is the whole index, and what older groups say is void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct CopyGroup {
+    /// Extent sequence of its first piece.
+    #[n(0)]
+    pub id: u64,
+    #[n(1)]
+    pub from: u64,
+    #[n(2)]
+    pub to: u64,
+}
+
+/// An entry of the index as it lies there.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct CopyEntry {
+    /// Number of the keyspace: 0 objects, 1 uploads, 2 parts, 3 buckets.
+    #[n(0)]
+    pub space: u8,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub key: Vec<u8>,
+    /// Commit sequence of the record; where it was removed, that of a commit at or after the removal.
+    #[n(2)]
+    pub sequence: u64,
+    /// The sealed record; none where it was removed.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub value: Option<Vec<u8>>,
+    /// The bytes of its stream, where these lie in the index.
+    #[cbor(n(4), with = "minicbor::bytes")]
+    pub inline: Option<Vec<u8>>,
+}
+
 /// Sectors that a block with `payload` bytes of CBOR fills.
 pub fn sectors_for(payload: usize) -> u32 {
     (HEAD + payload + TAG).div_ceil(SECTOR) as u32
+}
+
+/// Bytes of the block that begins with these, as its clear part claims; none where no block begins here.
+pub fn claimed_bytes(head: &[u8]) -> Option<usize> {
+    if head.get(..9)? != [MAGIC.as_slice(), &[VERSION]].concat() {
+        return None;
+    }
+    let sealed = u32::from_le_bytes(head.get(28..32)?.try_into().expect("4 bytes"));
+    Some(HEAD + sealed as usize)
 }
 
 /// Seals and opens blocks.
@@ -202,6 +261,7 @@ pub fn parse(bytes: &[u8]) -> Option<(Block, &[u8])> {
         1 => Kind::Head,
         2 => Kind::Tail,
         3 => Kind::Key,
+        4 => Kind::Copy,
         _ => return None,
     };
     let sealed = bytes.get(HEAD..HEAD.checked_add(u32_at(28) as usize)?)?;

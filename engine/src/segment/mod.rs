@@ -4,8 +4,11 @@
 //! out is either *open* (its upload is under way), *live* (the index names it), or *punched* (given back to the file system).
 
 pub mod block;
+pub mod copier;
 pub mod reader;
 pub mod reclaim;
+pub mod scrub;
+pub mod survey;
 pub mod writer;
 
 use std::collections::{BTreeSet, HashMap};
@@ -47,6 +50,9 @@ pub struct Checkpoint {
     /// Live sectors of each segment; written only when the store is closed cleanly.
     #[n(2)]
     pub live: Option<Vec<(u64, u64)>>,
+    /// Whether the copy of the index is complete; written only when the store is closed.
+    #[n(3)]
+    pub copied: Option<bool>,
 }
 
 impl Checkpoint {
@@ -170,6 +176,7 @@ impl Segments {
             // With an upload left open the close was not clean.
             live: (closing && !any_open)
                 .then(|| lock(&self.live).iter().map(|(s, n)| (*s, *n)).collect()),
+            copied: None,
         }
     }
 }

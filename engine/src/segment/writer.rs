@@ -9,7 +9,7 @@ use futures_channel::oneshot;
 use glommio::sync::{Semaphore, StaticPermit};
 use glommio::task::JoinHandle;
 
-use super::block::{self, Block, Head, Kind, Tail, TailRecord, WrappedKey};
+use super::block::{self, Block, Copy, Head, Kind, Tail, TailRecord, WrappedKey};
 use crate::dare::seal::Sealer;
 use crate::engine::Core;
 use crate::error::{Error, Result};
@@ -162,6 +162,38 @@ impl Writer {
         Ok(open)
     }
 
+    /// Writes a piece of a copy of the index, not synced yet. The first one gives its group the id, which is returned.
+    pub async fn write_copy(self: &Rc<Self>, mut copy: Copy, pieces: &mut Pieces) -> Result<u64> {
+        let len = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        let entries = copy.entries.iter();
+        let bytes: usize = entries
+            .map(|e| COPY_ENTRY_OVERHEAD + e.key.len() + len(&e.value) + len(&e.inline))
+            .sum();
+        let sectors = block::sectors_for(COPY_OVERHEAD + bytes);
+        let (active, extent) = self.reserve(sectors, 0).await?;
+        let open = OpenExtent::new(self, extent);
+        if pieces.is_empty() {
+            copy.group.id = extent.sequence;
+        }
+        let mut buffer = active.file.buffer(sectors as usize * SECTOR);
+        let out = buffer.as_bytes_mut();
+        self.seal_block(Kind::Copy, &extent, extent.start, &copy, out)?;
+        active.file.write(Rc::new(buffer), extent.start).await?;
+        pieces.0.push((open, active));
+        Ok(copy.group.id)
+    }
+
+    pub async fn sync_copy(&self, pieces: &Pieces) -> Result<()> {
+        let mut synced = None;
+        for (_, active) in &pieces.0 {
+            if synced != Some(active.id) {
+                self.sync(active).await?;
+                synced = Some(active.id);
+            }
+        }
+        Ok(())
+    }
+
     fn seal_block<T: minicbor::Encode<()>>(
         &self,
         kind: Kind,
@@ -243,6 +275,36 @@ fn key_sectors(wrapped: &WrappedKey) -> Result<u32> {
         });
     }
     Ok(sectors)
+}
+
+/// What CBOR adds at most to an entry of a copy, and to a piece.
+const COPY_ENTRY_OVERHEAD: usize = 48;
+const COPY_OVERHEAD: usize = 256;
+
+/// The pieces of a copy that no record names yet.
+#[derive(Default)]
+pub struct Pieces(Vec<(OpenExtent, Rc<Active>)>);
+
+impl Pieces {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn extents(&self) -> Vec<Extent> {
+        self.0
+            .iter()
+            .filter_map(|(open, _)| open.extent())
+            .collect()
+    }
+
+    /// A durable record names them now.
+    pub fn keep(self) {
+        self.0.into_iter().for_each(|(open, _)| open.keep());
+    }
 }
 
 /// An extent that no record names yet: given back unless kept.

@@ -1,5 +1,6 @@
 //! The engine's verbs on a real disk: what goes in comes out, survives a crash, and gives its space back.
 
+mod recover;
 mod rewrap;
 mod tally;
 
@@ -18,6 +19,8 @@ use strongroom_engine::{
 
 const KEY: [u8; 32] = [5; 32];
 const BUCKET: &str = "bucket";
+/// What the copy of an index of next to nothing takes in segments.
+const COPY_MAX: u64 = 100_000;
 
 fn options() -> EngineOptions {
     EngineOptions {
@@ -368,7 +371,9 @@ fn multipart_uploads_are_made_replaced_completed_and_aborted() {
         );
         shard.delete_bucket(BUCKET).await.unwrap();
     });
-    eventually("all space coming back", || segment_bytes(dir.path()) == 0);
+    eventually("all space coming back", || {
+        segment_bytes(dir.path()) < COPY_MAX
+    });
 }
 
 #[test]
@@ -563,7 +568,7 @@ fn a_reader_keeps_what_it_reads_until_it_is_done() {
         assert_eq!(get(&shard, "k", 0, 3).await.unwrap(), b"new");
     });
     eventually("the old version's space coming back", || {
-        segment_bytes(dir.path()) == 0
+        segment_bytes(dir.path()) < COPY_MAX
     });
 }
 

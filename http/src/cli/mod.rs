@@ -2,11 +2,15 @@
 
 mod ask;
 mod bench;
+mod decrypt;
 mod identity;
 mod key;
 mod kms;
+pub mod offline;
+mod recover;
 mod root_key;
 mod store;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -35,6 +39,12 @@ enum Command {
     /// Measure how fast this machine encrypts and hashes
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Check every stored byte of a store that nobody serves
+    Verify(verify::Verify),
+    /// Make the index of a store anew that lost it, or whose index is damaged
+    Recover(recover::Recover),
+    /// Write one object of a store that nobody serves to a file or standard output
+    Decrypt(decrypt::Decrypt),
 }
 
 /// Runs the program.
@@ -51,6 +61,9 @@ pub fn main() -> ExitCode {
         Command::Key(command) => key::run(command),
         Command::Kms(command) => kms::run(command),
         Command::Bench(command) => bench::run(&command),
+        Command::Verify(command) => verify::run(&command),
+        Command::Recover(command) => recover::run(&command),
+        Command::Decrypt(command) => decrypt::run(&command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
