@@ -8,7 +8,7 @@ use strongroom_engine::simd::gcm::Key;
 /// Runs on every path and says where it failed.
 fn on_every_path(test: impl Fn(Path)) {
     for path in paths() {
-        println!("path {}", path.name());
+        eprintln!("path {}", path.name());
         test(*path);
     }
 }
