@@ -400,6 +400,15 @@ impl Build<'_> {
 
     /// Every extent that a record of the new index names, freed ones included.
     fn named(&self) -> Result<Named> {
+        let mut named = self.named_by_data()?;
+        self.new.each::<Vec<Extent>>(Space::Freed, |_, all| {
+            named.extend(all.iter().map(|e| (e.segment, e.start)));
+        })?;
+        Ok(named)
+    }
+
+    /// Every extent that an object, a part or an upload of the new index names.
+    fn named_by_data(&self) -> Result<Named> {
         let mut named = Named::new();
         let mut add = |e: &Extent| {
             named.insert((e.segment, e.start));
@@ -412,8 +421,6 @@ impl Build<'_> {
         self.new.each::<Upload>(Space::Uploads, |_, u| {
             u.key_extent.iter().for_each(&mut add)
         })?;
-        self.new
-            .each::<Vec<Extent>>(Space::Freed, |_, all| all.iter().for_each(&mut add))?;
         Ok(named)
     }
 }

@@ -136,18 +136,7 @@ impl Build<'_> {
             self.new.space(Space::Inline).remove(entry).map_err(io)?;
         }
         // An extent that is named again was not freed for good.
-        let mut named = Named::new();
-        let mut add = |e: &Extent| {
-            named.insert((e.segment, e.start));
-        };
-        self.new
-            .each::<Object>(Space::Objects, |_, o| o.extents().for_each(|e| add(&e)))?;
-        self.new.each::<Part>(Space::Parts, |_, p| {
-            p.stream.extents().iter().for_each(&mut add)
-        })?;
-        self.new.each::<Upload>(Space::Uploads, |_, u| {
-            u.key_extent.iter().for_each(&mut add)
-        })?;
+        let named = self.named_by_data()?;
         for (entry, _, extents) in self.collect::<Vec<Extent>>(Space::Freed)? {
             if extents
                 .iter()
