@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,18 +12,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Sender, TrySendError};
 use futures_channel::oneshot;
 
+use crate::cache::{Cache, CacheStats};
 use crate::datadir::DataDir;
 use crate::error::{Error, Result};
 use crate::index::commit::{Committer, Op, Reply, Request, meta};
 use crate::index::copies::Copies;
 use crate::index::tally::{Tally, Under};
 use crate::index::{Index, recover};
+use crate::io::{DiskCounters, DiskStats};
 use crate::limits;
 use crate::scrubber::{self, Scrub, Scrubbed};
 use crate::secret::Secret;
 use crate::segment::reclaim::{self, Message};
 use crate::segment::{Segments, block};
 use crate::shard::Shard;
+use crate::space::{Room, Space};
 use crate::verify::ObjectKeys;
 
 /// What all cores share.
@@ -34,6 +37,13 @@ pub(crate) struct Core {
     pub segments: Segments,
     pub copies: Copies,
     pub scrub: Scrub,
+    pub cache: Cache,
+    /// What each shard asks of the disk.
+    pub disks: Vec<Arc<DiskCounters>>,
+    space: Space,
+    /// What the reclaimer has in hand: freed records that wait for their readers, and dead bytes of the index.
+    pub reclaiming: AtomicUsize,
+    pub index_dead: AtomicU64,
     readers: Vec<Readers>,
     commits: Sender<Request>,
     reclaim: Sender<Message>,
@@ -118,6 +128,30 @@ impl Core {
         let _ = self.commits.send(Request { op, reply: None });
     }
 
+    /// Freed records whose space has not been given back.
+    pub fn reclaim_backlog(&self) -> usize {
+        self.reclaim.len() + self.reclaiming.load(Ordering::Relaxed)
+    }
+
+    /// Refuses a write of `bytes` that the disk has no room for.
+    pub fn check_space(&self, bytes: u64) -> Result<()> {
+        self.space.check(bytes, || self.index.disk_bytes())
+    }
+
+    /// Takes room for `bytes`, which are about to be written.
+    pub fn take_space(&self, bytes: u64) -> Result<()> {
+        self.space.take(bytes, || self.index.disk_bytes())
+    }
+
+    /// Refuses a change of the index that the disk has no room for.
+    pub fn check_index_space(&self) -> Result<()> {
+        self.space.check_index(|| self.index.disk_bytes())
+    }
+
+    pub fn room(&self) -> Result<Room> {
+        self.space.room(self.index.disk_bytes()?)
+    }
+
     pub fn reclaim(&self, message: Message) {
         // A reclaimer that is gone leaves this for the next start.
         let _ = self.reclaim.send(message);
@@ -129,6 +163,8 @@ impl Core {
 pub struct EngineOptions {
     /// Cores that will open a shard.
     pub shards: usize,
+    /// Memory for sealed data that is read often; 0 for none.
+    pub cache_bytes: u64,
     /// Called when a write to the index failed: nothing may be acknowledged after it, so it must end the process.
     pub fatal: fn(&Error),
 }
@@ -151,13 +187,23 @@ pub struct Opening {
     pub reclaimed_bytes: u64,
 }
 
-/// Space a store takes, in bytes.
+/// What a store holds, and the bytes it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// Extents that records name.
     pub live: u64,
+    /// What else the segments take: uploads under way, space reserved ahead, and what is being given back.
+    pub dead: u64,
     /// Tables, values and journal of the index.
     pub index: u64,
+    /// What of the index was deleted or replaced, about.
+    pub index_dead: u64,
+    pub buckets: u64,
+    pub objects: u64,
+    /// Plaintext bytes of all objects.
+    pub object_bytes: u64,
+    pub uploads: u64,
+    pub room: Room,
 }
 
 impl Engine {
@@ -184,6 +230,7 @@ impl Engine {
             found.live,
         );
         let (commits, requests) = crossbeam_channel::bounded(limits::COMMIT_QUEUE_MAX);
+        // Bounded by those who free: see `Shard::commit`. The committer itself must never wait for the reclaimer, which waits for it.
         let (reclaim, messages) = crossbeam_channel::unbounded();
         let core = Arc::new(Core {
             superblock: dir.superblock_path(),
@@ -192,6 +239,11 @@ impl Engine {
             segments,
             copies: Copies::new(found.copies, !found.copied),
             scrub: Scrub::default(),
+            cache: Cache::new(options.cache_bytes),
+            disks: (0..options.shards).map(|_| Arc::default()).collect(),
+            space: Space::new(dir.path()),
+            reclaiming: AtomicUsize::new(0),
+            index_dead: AtomicU64::new(0),
             readers: (0..options.shards).map(|_| Readers::default()).collect(),
             commits,
             reclaim,
@@ -238,11 +290,15 @@ impl Engine {
         self.opening
     }
 
+    /// What may be looked at from any thread while the store is open.
+    pub fn observer(&self) -> Observer {
+        Observer {
+            core: Arc::clone(&self.core),
+        }
+    }
+
     pub fn usage(&self) -> Result<Usage> {
-        Ok(Usage {
-            live: self.core.segments.live_sectors() * limits::SECTOR as u64,
-            index: self.core.index.disk_bytes()?,
-        })
+        self.observer().usage()
     }
 
     /// Begins to look for rot in the background, `rate` bytes a second. `keys` opens the keys of objects, on the scrub's thread.
@@ -308,6 +364,49 @@ pub fn tally_at_rest(dir: &DataDir, store_key: &Secret) -> Result<BTreeMap<Under
     let last = index.plain_meta(meta::SEQUENCE)?.unwrap_or(0);
     index.load_tallies(last)?;
     Ok(index.tally())
+}
+
+/// Counts and sizes of an open store.
+#[derive(Clone)]
+pub struct Observer {
+    core: Arc<Core>,
+}
+
+impl Observer {
+    /// Looks at the files of the store, so it belongs on a thread that may block.
+    pub fn usage(&self) -> Result<Usage> {
+        let core = &self.core;
+        let live = core.segments.live_sectors() * limits::SECTOR as u64;
+        let index = core.index.disk_bytes()?;
+        let mut all = Tally::default();
+        core.index.tally().into_values().for_each(|t| all += t);
+        Ok(Usage {
+            live,
+            dead: core.segments.disk_bytes()?.saturating_sub(live),
+            index,
+            index_dead: core.index_dead.load(Ordering::Relaxed).min(index),
+            buckets: core.index.buckets().len() as u64,
+            objects: all.objects,
+            object_bytes: all.bytes,
+            uploads: all.uploads,
+            room: core.room()?,
+        })
+    }
+
+    pub fn scrubbed(&self) -> Scrubbed {
+        self.core.scrub.counts()
+    }
+
+    pub fn cache(&self) -> CacheStats {
+        self.core.cache.stats()
+    }
+
+    /// All shards together.
+    pub fn disk(&self) -> DiskStats {
+        let mut sum = DiskStats::default();
+        self.core.disks.iter().for_each(|d| sum += d.stats());
+        sum
+    }
 }
 
 /// Travels to the thread of a core and becomes its shard there.

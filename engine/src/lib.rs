@@ -8,6 +8,7 @@ pub mod hierarchy;
 pub mod secret;
 pub mod simd;
 
+mod cache;
 mod datadir;
 mod engine;
 mod error;
@@ -20,14 +21,17 @@ mod object;
 mod scrubber;
 mod segment;
 mod shard;
+mod space;
 mod verify;
 
+pub use cache::CacheStats;
 pub use datadir::{DataDir, Superblock};
-pub use engine::{Engine, EngineOptions, Opening, ShardSeed, Usage, tally_at_rest};
+pub use engine::{Engine, EngineOptions, Observer, Opening, ShardSeed, Usage, tally_at_rest};
 pub use error::{Error, Result};
 pub use index::rebuild::{Finding, Recovery, rebuild};
 pub use index::record;
 pub use index::tally::{Tally, Under};
+pub use io::DiskStats;
 pub use limits::{KEY_BYTES_MAX, PARTS_MAX, STREAM_BYTES_MAX};
 pub use object::{
     Committed, Completion, Condition, EtagMatch, Finish, Found, GetStream, ListEntry, ListPage,
@@ -36,6 +40,7 @@ pub use object::{
 };
 pub use scrubber::Scrubbed;
 pub use shard::Shard;
+pub use space::Room;
 pub use verify::{Event, KeyAnswer, ObjectKeys, Verified, export, verify};
 
 use hmac::{Hmac, KeyInit, Mac};

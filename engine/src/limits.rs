@@ -44,6 +44,17 @@ pub const SLOT_WAIT: Duration = Duration::from_secs(30);
 /// Downloads that may hold read buffers at once on one shard; further ones wait.
 pub const DOWNLOADS_PER_SHARD: usize = 256;
 
+/// What the cache holds in one piece: as many packages as are read at once. An entry costs so much beside its bytes.
+pub const CACHE_RUN_BYTES: u64 = READ_PACKAGES * crate::dare::header::PACKAGE as u64;
+pub const CACHE_ENTRY_BYTES: u64 = 256;
+/// The cache is cut in shards with a lock each; a shard holds so many full runs at least.
+pub const CACHE_SHARDS_MAX: u64 = 16;
+pub const CACHE_RUNS_MIN: u64 = 16;
+/// The part of the cache for runs that were asked for more than once.
+pub const CACHE_HOT_SHARE: f64 = 0.9;
+/// A stream is kept as it is written if it fills at most this fraction of the cache.
+pub const CACHE_WRITE_SHARE: u64 = 32;
+
 /// A segment takes no new extent past this many sectors (1 GiB).
 pub const SEGMENT_SECTORS_MAX: u32 = 262_144;
 /// Disk space a shard reserves ahead of its writes, at most.
@@ -100,6 +111,19 @@ pub const INDEX_JOURNAL_BYTES: u64 = 64_000_000;
 pub const INDEX_FILLER_BYTES: usize = 8 * 1024 * 1024;
 pub const INDEX_JOURNAL_BYTES_MAX: u64 = 96 * 1024 * 1024;
 
+/// Space of the file system that writes leave for deleting and for the index: so much, and a share of the index's size for the
+/// tables that are rewritten before the old ones go; but no more than a share of a small file system.
+pub const RESERVE_BYTES: u64 = 256 * 1024 * 1024;
+pub const RESERVE_INDEX_SHARE: u64 = 4;
+pub const RESERVE_TOTAL_SHARE: u64 = 4;
+/// With less than this free nothing changes the index.
+pub const INDEX_SPACE_MIN: u64 = 16 * 1024 * 1024;
+/// How often the file system is asked for its free space, while there are writes.
+pub const SPACE_LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Freed records that may wait for their space to be given back; past it what frees more waits.
+pub const RECLAIM_BACKLOG_MAX: usize = 65_536;
+pub const BACKLOG_LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// Entries one listing call returns at most.
 pub const LIST_MAX: usize = 1000;
 
@@ -108,6 +132,9 @@ const _: () = {
     assert!(EXTENT_PACKAGES as usize * PACKAGE == EXTENT_DATA_SECTORS as usize * SECTOR);
     assert!(WRITE_BUFFER_BYTES.is_multiple_of(SECTOR));
     assert!(INLINE_BYTES_MAX as usize <= PAYLOAD);
+    assert!(EXTENT_PACKAGES.is_multiple_of(READ_PACKAGES));
+    assert!(INDEX_SPACE_MIN < RESERVE_BYTES);
+    assert!(RESERVE_BYTES > INDEX_JOURNAL_BYTES_MAX + 4 * INDEX_MEMTABLE_BYTES);
     assert!(SEGMENT_SECTORS_MAX > EXTENT_DATA_SECTORS * 2);
     assert!(
         COPY_PIECE_BYTES * 2 < BLOCK_BYTES_MAX

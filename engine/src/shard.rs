@@ -32,7 +32,7 @@ impl Shard {
         uring::warm_up(&core.superblock).await?;
         let shard = Rc::new(Shard {
             writer: Rc::new(Writer::new(Arc::clone(&core), id)),
-            files: Rc::new(Files::new(Arc::clone(&core))),
+            files: Rc::new(Files::new(Arc::clone(&core), id)),
             downloads: Rc::new(Semaphore::new(limits::DOWNLOADS_PER_SHARD as u64)),
             closing: Cell::new(false),
             core,
@@ -66,6 +66,7 @@ impl Shard {
     }
 
     pub async fn create_bucket(&self, name: &str) -> Result<()> {
+        self.core.take_space(limits::INDEX_RECORD_BYTES)?;
         let op = Op::CreateBucket { name: name.into() };
         self.commit(op).await.map(|_| ())
     }
@@ -90,6 +91,19 @@ impl Shard {
 
     /// Hands an operation to the committer and waits until it is durable.
     pub(crate) async fn commit(&self, op: Op) -> Reply {
+        if self.core.reclaim_backlog() > limits::RECLAIM_BACKLOG_MAX {
+            let room = async {
+                while self.core.reclaim_backlog() > limits::RECLAIM_BACKLOG_MAX {
+                    glommio::timer::sleep(limits::BACKLOG_LOOK_EVERY).await;
+                }
+            };
+            within(limits::SLOT_WAIT, room)
+                .await
+                .ok_or(Error::Overloaded {
+                    what: "space is freed faster than it is given back",
+                })?;
+        }
+        self.core.check_index_space()?;
         self.core.commit(op)?.await.map_err(|_| Error::Closed)?
     }
 

@@ -13,10 +13,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use strongroom_engine::{Observer, Usage};
 use strongroom_kms::{
     Deletion, Error, Imported, KeyInfo, KeyState, Kms, Outage, Restored, RootKey,
 };
@@ -64,6 +65,7 @@ pub enum Request {
         after_ms: Option<u64>,
     },
     KmsStatus,
+    StoreStatus,
     KmsSeal,
     KmsUnseal {
         root: Option<SentKey>,
@@ -89,7 +91,7 @@ impl Request {
     fn changes(&self) -> bool {
         !matches!(
             self,
-            Self::KeyList { .. } | Self::KeyStatus { .. } | Self::KmsStatus
+            Self::KeyList { .. } | Self::KeyStatus { .. } | Self::KmsStatus | Self::StoreStatus
         )
     }
 
@@ -133,6 +135,7 @@ impl fmt::Debug for SentKey {
 pub enum Answer {
     Keys(Vec<Key>),
     Status(Status),
+    Store(StoreStatus),
     /// How far a request is that takes long: another answer follows.
     Progress(String),
     /// A sentence for whoever asked.
@@ -183,6 +186,45 @@ pub struct Status {
     pub cache_hits: u64,
 }
 
+/// What is told of a store; sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// `running` or `stopped`.
+    pub server: String,
+    pub buckets: u64,
+    pub objects: u64,
+    pub uploads: u64,
+    /// How many keys there are, where that can be known.
+    pub keys: Option<usize>,
+    /// What the objects hold.
+    pub stored: u64,
+    /// What they take on disk, their index included.
+    pub live: u64,
+    /// What else the store takes, and is to give back.
+    pub dead: u64,
+    /// What writes may still take.
+    pub free: u64,
+    /// What they leave for deleting.
+    pub reserve: u64,
+}
+
+impl StoreStatus {
+    pub fn new(server: &str, usage: &Usage, kms: &Kms) -> Self {
+        StoreStatus {
+            server: server.into(),
+            buckets: usage.buckets,
+            objects: usage.objects,
+            uploads: usage.uploads,
+            keys: kms.list_keys("").ok().map(|keys| keys.len()),
+            stored: usage.object_bytes,
+            live: usage.live + usage.index - usage.index_dead,
+            dead: usage.dead + usage.index_dead,
+            free: usage.room.for_writes(),
+            reserve: usage.room.reserve,
+        }
+    }
+}
+
 impl From<KeyInfo> for Key {
     fn from(info: KeyInfo) -> Self {
         let (state, deletion_at) = match info.state {
@@ -209,6 +251,8 @@ pub struct Admin {
     data_dir: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
+    /// What may be seen of the store, once it is open.
+    store: OnceLock<Observer>,
 }
 
 /// How far the process is.
@@ -235,7 +279,14 @@ impl Admin {
             data_dir: data_dir.to_owned(),
             state: Mutex::new(State::Starting),
             changed: Condvar::new(),
+            store: OnceLock::new(),
         }
+    }
+
+    /// Lets commands see what the store holds. To be called once, before [`Admin::open`].
+    pub fn show(&self, store: Observer) {
+        // There is one store in a process.
+        let _ = self.store.set(store);
     }
 
     /// From now on commands are carried out on this keystore, and on the objects of a store where there is one.
@@ -347,6 +398,11 @@ impl Admin {
                 open.one(kms.delete_key(&name, when))
             }
             Request::KmsStatus => Answer::Status(status(kms)),
+            Request::StoreStatus => match self.store.get().map(Observer::usage) {
+                Some(Ok(usage)) => Answer::Store(StoreStatus::new("running", &usage, kms)),
+                Some(Err(e)) => Answer::Error(e.to_string()),
+                None => Answer::Error("there is no store here, only keys".into()),
+            },
             Request::KmsSeal => done(kms.seal().map(|()| sealed())),
             Request::KmsUnseal { root } => self.with_root(root.as_ref(), |root| {
                 done(kms.unseal(root).map(|()| "unsealed".into()))

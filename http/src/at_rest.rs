@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use glommio::{LocalExecutorBuilder, Placement};
-use strongroom_engine::{DataDir, tally_at_rest};
+use strongroom_engine::{DataDir, Usage, tally_at_rest};
 use strongroom_kms::Kms;
 
 use crate::rewrap::Objects;
@@ -17,6 +17,15 @@ pub fn tally(dir: &DataDir, kms: &Kms) -> Result<Objects, String> {
         .map_err(|e| e.to_string())
 }
 
+/// What the store holds and takes.
+pub fn usage(dir: &DataDir, kms: &Kms) -> Result<Usage, String> {
+    let key = serve::store_key(dir, kms)?;
+    let engine = serve::open_engine(dir, &key, 1, 0)?;
+    let usage = engine.usage().map_err(|e| e.to_string());
+    engine.close();
+    usage
+}
+
 /// Opens the store, calls `with` on its objects, and closes it.
 pub fn with_objects<T>(
     dir: &DataDir,
@@ -25,7 +34,7 @@ pub fn with_objects<T>(
 ) -> Result<T, String> {
     let key = serve::store_key(dir, kms)?;
     let cores = serve::shard_cores(None);
-    let engine = serve::open_engine(dir, &key, cores.len())?;
+    let engine = serve::open_engine(dir, &key, cores.len(), 0)?;
     let (shards, inboxes) = work::channels(cores.len());
     let mut running = Vec::new();
     for (id, (inbox, core)) in inboxes.into_iter().zip(cores).enumerate() {

@@ -56,6 +56,8 @@ Environment beside the options:
           without it those of the system and of DATA_DIR/certs/CAs
   STRONGROOM_KMS_SECRET_KEY, STRONGROOM_KMS_SECRET_KEY_FILE
           A static key for new objects, NAME:BASE64, or a file that holds it
+  STRONGROOM_METRICS_TOKEN
+          The token itself, instead of --metrics-token-file
   STRONGROOM_LOG
           What is logged: error, warn, info (the default), debug")]
 pub struct Serve {
@@ -112,6 +114,14 @@ pub struct Serve {
     )]
     pub trusted_proxies: Vec<Network>,
 
+    /// Memory for sealed data that is read often, in bytes or with K, M or G; 0 for none [default: an eighth of the memory]
+    #[arg(long, env = "STRONGROOM_CACHE_SIZE", value_name = "BYTES", value_parser = parse_size)]
+    pub cache_size: Option<u64>,
+
+    /// File with the token that lets others than this machine read /metrics
+    #[arg(long, env = "STRONGROOM_METRICS_TOKEN_FILE", value_name = "FILE")]
+    pub metrics_token_file: Option<PathBuf>,
+
     /// How long requests under way may take to finish at shutdown (10s, 500ms, 1m)
     #[arg(long, env = "STRONGROOM_DRAIN_TIMEOUT", default_value = "10s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
@@ -151,6 +161,11 @@ impl Serve {
         self.default_encryption.unwrap_or(DefaultEncryption::SseS3)
     }
 
+    /// What the cache may take.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache_size.unwrap_or_else(|| memory_bytes() / 8)
+    }
+
     pub fn certs_dir(&self) -> PathBuf {
         self.certs_dir
             .clone()
@@ -158,13 +173,16 @@ impl Serve {
     }
 }
 
+const METRICS_TOKEN: &str = "STRONGROOM_METRICS_TOKEN";
+
 /// Variables that are read, beside those of the flags.
-const OTHER_VARIABLES: [&str; 6] = [
+const OTHER_VARIABLES: [&str; 7] = [
     "STRONGROOM_ROOT_USER",
     "STRONGROOM_ROOT_PASSWORD",
     "STRONGROOM_KMS_ROOT_KEY",
     "STRONGROOM_KMS_ROOT_KEY_FILE",
     "STRONGROOM_LOG",
+    METRICS_TOKEN,
     "STRONGROOM_CPU_DENY",
 ];
 
@@ -212,6 +230,60 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|e| format!("not an address with a port: {e}"))?
         .next()
         .ok_or_else(|| "the name has no address".to_owned())
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "a whole number, with K, M, G or T behind it or not, like 512M".to_owned())?;
+    let unit = text[digits.len()..].to_ascii_uppercase();
+    let power = match &*unit {
+        "" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        _ => return Err(format!("unknown unit {unit}: use K, M, G or T")),
+    };
+    number
+        .checked_mul(1 << power)
+        .ok_or_else(|| "too large".to_owned())
+}
+
+/// The memory that this process may use: the machine's, or less where a control group says so.
+fn memory_bytes() -> u64 {
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+        Some(kib * 1024)
+    });
+    let group = fs::read_to_string("/sys/fs/cgroup/memory.max")
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    [machine, group].into_iter().flatten().min().unwrap_or(0)
+}
+
+/// The token that lets others than this machine read the metrics: from the environment, or from a file.
+pub fn metrics_token(file: Option<&Path>) -> Result<Option<Zeroizing<String>>, String> {
+    let token = match (non_empty(METRICS_TOKEN), file) {
+        (Some(_), Some(_)) => {
+            return Err(format!(
+                "{METRICS_TOKEN} and --metrics-token-file name a token each: use one of them"
+            ));
+        }
+        (Some(token), None) => Zeroizing::new(token),
+        (None, Some(file)) => fs::read_to_string(file)
+            .map(Zeroizing::new)
+            .map_err(|e| format!("--metrics-token-file {}: {e}", file.display()))?,
+        (None, None) => return Ok(None),
+    };
+    match token.trim() {
+        short if short.len() < 8 => {
+            Err("the token for /metrics needs at least 8 characters".into())
+        }
+        token => Ok(Some(Zeroizing::new(token.to_owned()))),
+    }
 }
 
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -388,6 +460,20 @@ mod tests {
         ] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
+        for (text, bytes) in [
+            ("0", 0),
+            ("1000", 1000),
+            ("1k", 1024),
+            ("512M", 512 << 20),
+            ("2GiB", 2 << 30),
+            ("2gb", 2 << 30),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "M", "-1", "1.5G", "1X", "99999999999T"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+        assert!(memory_bytes() > 100 << 20);
         assert_eq!(parse_address(":9000").unwrap().port(), 9000);
         assert!(parse_address("127.0.0.1").is_err());
     }

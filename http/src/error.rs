@@ -115,14 +115,11 @@ pub fn engine_fault(fault: engine::Error, at: At<'_>) -> S3Error {
             tracing::warn!(what, "told a client to slow down");
             s3_error!(SlowDown, "Please reduce your request rate.")
         }
-        E::DiskFull => {
-            tracing::error!("the disk is full");
-            custom(
-                "InsufficientStorage",
-                StatusCode::INSUFFICIENT_STORAGE,
-                "The server has no space left for this object.",
-            )
-        }
+        E::DiskFull => custom(
+            "InsufficientStorage",
+            StatusCode::INSUFFICIENT_STORAGE,
+            "The server has no space left for this object.",
+        ),
         E::Closed => s3_error!(ServiceUnavailable, "The server is shutting down."),
         fault @ E::Io { .. } => internal(&fault, at),
         fault @ E::Corrupt { .. } => internal(&fault, at),

@@ -16,6 +16,7 @@ pub mod key_service;
 pub mod kms_serve;
 pub mod limits;
 pub mod log;
+pub mod metrics;
 pub mod ops;
 pub mod rewrap;
 pub mod root_key;

@@ -31,7 +31,7 @@ pub const H2_STREAMS_MAX: u32 = 64;
 pub const H2_SEND_BUFFER: usize = 256 * 1024;
 
 /// Connections one shard serves at once; more wait in the listen queue.
-pub const CONNECTIONS_PER_SHARD_MAX: usize = 4096;
+pub const CONNECTIONS_PER_SHARD_MAX: usize = 16_384;
 /// A port in use is asked for again for so long: the kernel takes down the rings of a server that
 /// ended after the process is gone.
 pub const PORT_PATIENCE: Duration = Duration::from_secs(5);

@@ -18,17 +18,18 @@ use rustls::ServerConfig;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
-use strongroom_engine::{DataDir, Engine, EngineOptions, ShardSeed, Superblock};
+use strongroom_engine::{DataDir, Engine, EngineOptions, Observer, ShardSeed, Superblock};
 use strongroom_kms::{
     Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey,
 };
 
 use crate::admin::Admin;
 use crate::cli::offline::LocalKeys;
-use crate::config::{CredentialsFrom, RootCredentials, Serve};
+use crate::config::{self, CredentialsFrom, RootCredentials, Serve};
 use crate::conn::{self, Drain};
 use crate::health::Health;
 use crate::key_service::KeyService;
+use crate::metrics::{self, Metrics};
 use crate::rewrap::Objects;
 use crate::service::{Domains, KmsApi, Service, Settings};
 use crate::tls::{Certificates, default_names};
@@ -65,12 +66,13 @@ pub fn run(options: Serve) -> Result<(), String> {
         is_new,
     )?;
     let keys = Arc::new(keys);
-    let mut engine = open_engine(&dir, &store_key, shards.len())?;
+    let mut engine = open_engine(&dir, &store_key, shards.len(), options.cache_bytes())?;
     if let Some(rate) = NonZeroU64::new(options.scrub_rate) {
         let kms = Arc::clone(&kms);
         let keys = || LocalKeys(Keys::new(kms, None, KeysOptions::default()));
         engine.start_scrub(rate, keys).map_err(|e| e.to_string())?;
     }
+    admin.show(engine.observer());
     let certificates = open_certificates(&options, dir.path())?;
     let (shards_at_work, inboxes) = work::channels(shards.len());
     let objects = Arc::new(Objects::Served(shards_at_work));
@@ -85,9 +87,10 @@ pub fn run(options: Serve) -> Result<(), String> {
     let signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| e.to_string())?;
     let key_state = Arc::clone(&keys);
     let health = Arc::new(Health::new(move || key_state.word()));
+    let metrics = open_metrics(&options, engine.observer(), Arc::clone(&kms))?;
     let plan = Arc::new(Plan {
         ops: ops::Config::of(&options),
-        settings: settings(&options, &root, Arc::clone(&health)),
+        settings: settings(&options, &root, Arc::clone(&health), metrics),
         options,
         kms,
         keys,
@@ -135,13 +138,25 @@ struct Plan {
     tls: Option<Arc<ServerConfig>>,
 }
 
-fn settings(options: &Serve, root: &RootCredentials, health: Arc<Health>) -> Settings {
+fn open_metrics(options: &Serve, store: Observer, kms: Arc<Kms>) -> Result<Arc<Metrics>, String> {
+    let token = config::metrics_token(options.metrics_token_file.as_deref())?;
+    let others = move |text: &mut metrics::Text| metrics::store_families(text, &store, &kms);
+    Ok(Arc::new(Metrics::new(token, others)))
+}
+
+fn settings(
+    options: &Serve,
+    root: &RootCredentials,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+) -> Settings {
     let root = auth::Root::new(root.user.clone(), root.password.as_str().into());
     Settings {
         secrets: Arc::new(move |access_key| root.lookup(access_key)),
         domains: Domains::new(options.domain.clone()),
         region: options.region.clone(),
         health,
+        metrics,
         proxies: options.trusted_proxies.clone().into(),
     }
 }
@@ -314,10 +329,12 @@ pub(crate) fn open_engine(
     dir: &DataDir,
     store_key: &Secret,
     shards: usize,
+    cache_bytes: u64,
 ) -> Result<Engine, String> {
     let begun = Instant::now();
     let options = EngineOptions {
         shards,
+        cache_bytes,
         fatal: |e| {
             tracing::error!(
                 "{e}: nothing more can be promised, so the server ends. Check the disk, then start it again."

@@ -12,6 +12,7 @@ use glommio::GlommioError;
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 use rustix::fs::FallocateFlags;
 
+use super::DiskCounters;
 use crate::error::{Error, Result};
 use crate::limits::SECTOR;
 
@@ -23,6 +24,8 @@ pub struct SegmentFile {
     path: PathBuf,
     /// In a segment that is written: a second descriptor, to reserve space.
     plain: Option<Arc<File>>,
+    /// Those of the shard that opened it.
+    counters: Arc<DiskCounters>,
 }
 
 /// Reads the superblock through the ring before anything else is opened.
@@ -42,8 +45,8 @@ pub async fn warm_up(superblock: &Path) -> Result<()> {
 
 impl SegmentFile {
     /// Makes a segment; its name is durable when this returns.
-    pub async fn create(path: &Path) -> Result<SegmentFile> {
-        let file = Self::open_with(path, true).await?;
+    pub async fn create(path: &Path, counters: Arc<DiskCounters>) -> Result<SegmentFile> {
+        let file = Self::open_with(path, counters, true).await?;
         let dir = path
             .parent()
             .expect("a segment lies in a directory")
@@ -54,11 +57,15 @@ impl SegmentFile {
         Ok(file)
     }
 
-    pub async fn open(path: &Path) -> Result<SegmentFile> {
-        Self::open_with(path, false).await
+    pub async fn open(path: &Path, counters: Arc<DiskCounters>) -> Result<SegmentFile> {
+        Self::open_with(path, counters, false).await
     }
 
-    async fn open_with(path: &Path, create: bool) -> Result<SegmentFile> {
+    async fn open_with(
+        path: &Path,
+        counters: Arc<DiskCounters>,
+        create: bool,
+    ) -> Result<SegmentFile> {
         let failed = |e| failure(if create { "create" } else { "open" }, path, e);
         let file = OpenOptions::new()
             .read(true)
@@ -77,6 +84,7 @@ impl SegmentFile {
             file,
             path: path.to_path_buf(),
             plain,
+            counters,
         })
     }
 
@@ -88,6 +96,7 @@ impl SegmentFile {
     pub async fn write(&self, buffer: Rc<Buffer>, sector: u32) -> Result<()> {
         assert!(!buffer.is_empty() && buffer.len().is_multiple_of(SECTOR));
         let len = buffer.len();
+        self.counters.wrote(len);
         let wrote = self
             .file
             .write_rc_at(buffer, u64::from(sector) * SECTOR as u64)
@@ -107,6 +116,7 @@ impl SegmentFile {
     /// Reads exactly `sectors` sectors.
     pub async fn read(&self, sector: u32, sectors: u32) -> Result<ReadResult> {
         let len = sectors as usize * SECTOR;
+        self.counters.read(len);
         let read = self
             .file
             .read_at_aligned(u64::from(sector) * SECTOR as u64, len)
@@ -123,6 +133,7 @@ impl SegmentFile {
     }
 
     pub async fn sync(&self) -> Result<()> {
+        self.counters.synced();
         self.file
             .fdatasync()
             .await

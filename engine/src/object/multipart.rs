@@ -60,6 +60,7 @@ impl Shard {
                 max: limits::KEY_BYTES_MAX as u64,
             });
         }
+        self.core.take_space(limits::INDEX_RECORD_BYTES)?;
         let mut id = UploadId([0; 16]);
         crate::random(&mut id.0);
         let key_copy = match &new.encryption {

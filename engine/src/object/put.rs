@@ -78,6 +78,12 @@ impl Shard {
             Some(_) => dare::layout::sealed_len(size).expect("within the limit of a stream"),
             None => size,
         };
+        // Told before any of the body is read; what is taken as it is written is checked again.
+        if size <= limits::INLINE_BYTES_MAX {
+            self.core.take_space(stored + limits::INDEX_RECORD_BYTES)?;
+        } else {
+            self.core.check_space(stored)?;
+        }
         let to = if size == 0 {
             To::Nowhere
         } else if size <= limits::INLINE_BYTES_MAX {

@@ -12,12 +12,14 @@ pub mod survey;
 pub mod writer;
 
 use std::collections::{BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use minicbor::{Decode, Encode};
 
+use crate::error::{Error, Result};
 use crate::record::Extent;
 
 /// What all shards share about segments.
@@ -133,6 +135,21 @@ impl Segments {
                 *n = n.saturating_sub(u64::from(e.sectors));
             }
         }
+    }
+
+    /// Bytes that the segments take on disk.
+    pub fn disk_bytes(&self) -> Result<u64> {
+        let failed = |e| Error::io("list", &self.dir, e);
+        let mut bytes = 0;
+        for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
+            match entry.map_err(failed)?.metadata() {
+                Ok(metadata) => bytes += metadata.blocks() * 512,
+                // Gone meanwhile.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        Ok(bytes)
     }
 
     pub fn live_sectors(&self) -> u64 {

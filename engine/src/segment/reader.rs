@@ -10,25 +10,29 @@ use bytes::Bytes;
 use glommio::io::ReadResult;
 use glommio::task::JoinHandle;
 
-use crate::dare::header::{PACKAGE, PAYLOAD};
-use crate::dare::open::Opener;
+use crate::cache::{Asked, Cache};
+use crate::dare::header::{OVERHEAD, PACKAGE, PAYLOAD};
+use crate::dare::layout;
+use crate::dare::open::{OpenError, Opener};
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::io::uring::SegmentFile;
-use crate::limits::{self, EXTENT_DATA_SECTORS, EXTENT_PACKAGES, SECTOR};
+use crate::limits::{self, EXTENT_DATA_SECTORS, EXTENT_PACKAGES, READ_PACKAGES, SECTOR};
 use crate::record::{Extent, Place, Stream};
 
 /// The segment files a shard has open.
 pub struct Files {
     core: Arc<Core>,
+    shard: usize,
     open: RefCell<HashMap<u64, (Rc<SegmentFile>, u64)>>,
     clock: Cell<u64>,
 }
 
 impl Files {
-    pub fn new(core: Arc<Core>) -> Self {
+    pub fn new(core: Arc<Core>, shard: usize) -> Self {
         Files {
             core,
+            shard,
             open: RefCell::default(),
             clock: Cell::new(0),
         }
@@ -41,7 +45,7 @@ impl Files {
             *used = now;
             return Ok(Rc::clone(file));
         }
-        let file = Rc::new(SegmentFile::open(&self.core.segments.path(segment)).await?);
+        let file = Rc::new(self.open(segment).await?);
         let mut open = self.open.borrow_mut();
         if open.len() >= limits::OPEN_SEGMENTS_MAX
             && let Some(oldest) = open
@@ -53,6 +57,11 @@ impl Files {
         }
         open.insert(segment, (Rc::clone(&file), now));
         Ok(file)
+    }
+
+    async fn open(&self, segment: u64) -> Result<SegmentFile> {
+        let path = self.core.segments.path(segment);
+        SegmentFile::open(&path, Arc::clone(&self.core.disks[self.shard])).await
     }
 }
 
@@ -73,21 +82,36 @@ pub struct RunReader {
     sources: VecDeque<Source>,
     /// Where in the first source the next run begins, in plaintext bytes.
     at: u64,
-    pending: VecDeque<(Run, JoinHandle<Result<ReadResult>>)>,
+    pending: VecDeque<(Run, Stored)>,
 }
 
-/// One read: whole packages of one extent (or the same length of an unsealed stream).
+/// Whole packages in a row, of one extent and within one run of the cache (or as many bytes of an unsealed stream).
 struct Run {
+    /// None where the stream is not sealed.
     opener: Option<Rc<Opener>>,
     /// Number of the first package within its stream.
     first: u64,
     /// Plaintext of the run within the stream, and the part of it that is wanted.
     plain: Range<u64>,
     wanted: Range<u64>,
-    /// Where the run's bytes begin in what was read, and how many they are.
-    skip: usize,
+    /// Where its stored bytes lie.
+    span: Span,
+    /// All that the stream has of the cache's run; the same as `span` for an unsealed stream.
+    whole: Span,
+}
+
+/// Stored bytes of an extent, counted from the extent's first byte of data.
+#[derive(Clone, Copy)]
+struct Span {
+    extent: Extent,
+    offset: u64,
     len: usize,
-    place: String,
+}
+
+/// The stored bytes of a run, or of more than it, on their way.
+enum Stored {
+    Held(Bytes),
+    Read(Span, JoinHandle<Result<ReadResult>>),
 }
 
 impl RunReader {
@@ -106,20 +130,15 @@ impl RunReader {
         loop {
             while self.pending.len() <= limits::READS_AHEAD {
                 match self.start().await {
-                    Ok(Started::Read) => {}
+                    Ok(Started::Run) => {}
                     // What lies in the index goes out at once, in its order.
                     Ok(Started::Inline) if self.pending.is_empty() => return Some(self.inline()),
                     Ok(Started::Inline | Started::Nothing) => break,
                     Err(e) => return Some(Err(e)),
                 }
             }
-            let (run, read) = self.pending.pop_front()?;
-            let opened = match read.await {
-                Some(Ok(read)) => run.open(&read),
-                Some(Err(e)) => Err(e),
-                None => Err(Error::Closed),
-            };
-            match opened {
+            let (run, stored) = self.pending.pop_front()?;
+            match self.open(&run, stored).await {
                 Ok(bytes) if bytes.is_empty() => {}
                 done => return Some(done),
             }
@@ -139,13 +158,80 @@ impl RunReader {
             Place::Inline => return Ok(Started::Inline),
             Place::Empty => return Err(Error::corrupt("a stream of bytes with no place", "index")),
         };
-        let (extent, sector, sectors, run) = source.run_at(self.at, extents)?;
-        let next = run.plain.end;
-        let file = self.files.get(extent.segment).await?;
+        let run = source.run_at(self.at, extents)?;
+        let stored = match self.ask_cache(&run) {
+            Asked::Hit(bytes) => Stored::Held(bytes),
+            Asked::Partly => self.read(run.whole).await?,
+            Asked::Absent => self.read(run.span).await?,
+        };
+        self.at = run.plain.end;
+        self.pending.push_back((run, stored));
+        Ok(Started::Run)
+    }
+
+    /// Only what is sealed is ever in the cache.
+    fn ask_cache(&self, run: &Run) -> Asked {
+        match &run.opener {
+            Some(_) => {
+                let first = run.span.package();
+                let count = (run.span.len as u64).div_ceil(PACKAGE as u64);
+                let wanted = first..first + count;
+                self.cache().get(&run.span.extent, wanted, run.span.len)
+            }
+            None => Asked::Absent,
+        }
+    }
+
+    async fn read(&self, span: Span) -> Result<Stored> {
+        let (sector, sectors, _) = span.sectors()?;
+        let file = self.files.get(span.extent.segment).await?;
         let read = glommio::spawn_local(async move { file.read(sector, sectors).await }).detach();
-        self.pending.push_back((run, read));
-        self.at = next;
-        Ok(Started::Read)
+        Ok(Stored::Read(span, read))
+    }
+
+    async fn open(&self, run: &Run, stored: Stored) -> Result<Bytes> {
+        match stored {
+            Stored::Read(span, read) => self.open_read(run, span, read).await,
+            Stored::Held(bytes) => match run.open(&bytes) {
+                // Memory has changed under us; the disk may still be right.
+                Err(fault) => {
+                    tracing::error!("in memory: {fault}");
+                    let package = run.span.package();
+                    self.cache().drop_run(&run.span.extent, package);
+                    match self.read(run.span).await? {
+                        Stored::Read(span, read) => self.open_read(run, span, read).await,
+                        Stored::Held(_) => Err(fault),
+                    }
+                }
+                opened => opened,
+            },
+        }
+    }
+
+    /// Waits for a read and opens it. What held is kept, while the record that names it is held.
+    async fn open_read(
+        &self,
+        run: &Run,
+        span: Span,
+        read: JoinHandle<Result<ReadResult>>,
+    ) -> Result<Bytes> {
+        let read = read.await.ok_or(Error::Closed)??;
+        let (_, _, skip) = span.sectors()?;
+        let stored = &read[skip..skip + span.len];
+        let own = (run.span.offset - span.offset) as usize;
+        let own = own..own + run.span.len;
+        if run.opener.is_none() || !self.cache().is_on() {
+            return run.open(&stored[own]);
+        }
+        // The copy brings near what is opened next.
+        let kept = Bytes::copy_from_slice(stored);
+        let plain = run.open(&kept[own])?;
+        self.cache().put(&span.extent, span.package(), kept);
+        Ok(plain)
+    }
+
+    fn cache(&self) -> &Cache {
+        &self.files.core.cache
     }
 
     fn pop(&mut self) {
@@ -162,75 +248,88 @@ impl RunReader {
 }
 
 enum Started {
-    Read,
+    Run,
     Inline,
     Nothing,
 }
 
+impl Span {
+    /// Number of the first package in its extent, where these are packages.
+    fn package(&self) -> u64 {
+        self.offset / PACKAGE as u64
+    }
+
+    /// The sectors to read: the first, how many, and the bytes to skip in them.
+    fn sectors(&self) -> Result<(u32, u32, usize)> {
+        let skip = (self.offset % SECTOR as u64) as usize;
+        let before = u64::from(self.extent.lead) + self.offset / SECTOR as u64;
+        let sectors = (skip + self.len).div_ceil(SECTOR) as u64;
+        if before + sectors > u64::from(self.extent.sectors) {
+            return Err(too_few_extents());
+        }
+        Ok((self.extent.start + before as u32, sectors as u32, skip))
+    }
+}
+
+fn too_few_extents() -> Error {
+    Error::corrupt("a record that names too few extents", "index")
+}
+
 impl Source {
     /// The run that holds plaintext byte `at`.
-    fn run_at(&self, at: u64, extents: &[Extent]) -> Result<(Extent, u32, u32, Run)> {
-        let size = self.stream.size;
-        let lost = || Error::corrupt("a record that names too few extents", "index");
-        // Unsealed streams are cut into runs of the same plaintext length.
-        let (unit, plain_unit) = match &self.opener {
-            Some(_) => (PACKAGE as u64, PAYLOAD as u64),
-            None => (PAYLOAD as u64, PAYLOAD as u64),
-        };
-        let full = u64::from(EXTENT_DATA_SECTORS) * SECTOR as u64;
-        let first = at / plain_unit;
-        let (extent, offset, end) = match &self.opener {
-            Some(_) => {
-                let number = first / EXTENT_PACKAGES;
-                let count = limits::READ_PACKAGES.min(EXTENT_PACKAGES - first % EXTENT_PACKAGES);
-                (
-                    number,
-                    first % EXTENT_PACKAGES * unit,
-                    (first + count) * plain_unit,
-                )
-            }
-            None => {
-                let number = at / full;
-                let end = (at + limits::READ_PACKAGES * plain_unit).min((number + 1) * full);
-                (number, at % full, end)
-            }
-        };
-        let plain = match &self.opener {
-            Some(_) => first * plain_unit..end.min(size),
-            None => at..end.min(size),
-        };
-        // No further than the package that holds the last wanted byte.
-        let wanted_end = self.range.end;
-        let plain = plain.start
-            ..plain
-                .end
-                .min(wanted_end.next_multiple_of(plain_unit).max(plain.start + 1))
-                .min(size);
-        let len = match &self.opener {
-            Some(_) => {
-                let bytes = plain.end - plain.start;
-                bytes + bytes.div_ceil(plain_unit) * (unit - plain_unit)
-            }
-            None => plain.end - plain.start,
-        };
-        let extent = *extents.get(extent as usize).ok_or_else(lost)?;
-        let sector = extent.start + u32::from(extent.lead) + (offset / SECTOR as u64) as u32;
-        let skip = (offset % SECTOR as u64) as usize;
-        let sectors = (skip as u64 + len).div_ceil(SECTOR as u64) as u32;
-        if u64::from(sector - extent.start) + u64::from(sectors) > u64::from(extent.sectors) {
-            return Err(lost());
+    fn run_at(&self, at: u64, extents: &[Extent]) -> Result<Run> {
+        match &self.opener {
+            Some(opener) => self.sealed_run(opener, at / PAYLOAD as u64, extents),
+            None => self.unsealed_run(at, extents),
         }
-        let wanted = self.range.start.max(plain.start)..self.range.end.min(plain.end);
-        let run = Run {
-            opener: self.opener.clone(),
-            first,
-            wanted: wanted.start.max(at)..wanted.end,
-            plain,
-            skip,
-            len: len as usize,
-            place: format!("segment {:016x} sector {sector}", extent.segment),
+    }
+
+    /// From package `first` on, as far as its run goes and anything is wanted.
+    fn sealed_run(&self, opener: &Rc<Opener>, first: u64, extents: &[Extent]) -> Result<Run> {
+        let (size, payload) = (self.stream.size, PAYLOAD as u64);
+        let run_first = first - first % READ_PACKAGES;
+        let run_end = (run_first + READ_PACKAGES).min(layout::packages(size));
+        let end = run_end.min(self.range.end.div_ceil(payload));
+        let plain = first * payload..(end * payload).min(size);
+        let number = first / EXTENT_PACKAGES;
+        let extent = *extents.get(number as usize).ok_or_else(too_few_extents)?;
+        let span = |from: u64, to: u64| {
+            let bytes = (to * payload).min(size) - from * payload + (to - from) * OVERHEAD as u64;
+            Span {
+                extent,
+                offset: (from - number * EXTENT_PACKAGES) * PACKAGE as u64,
+                len: bytes as usize,
+            }
         };
-        Ok((extent, sector, sectors, run))
+        Ok(Run {
+            opener: Some(Rc::clone(opener)),
+            first,
+            wanted: self.range.start.max(plain.start)..self.range.end.min(plain.end),
+            plain,
+            span: span(first, end),
+            whole: span(run_first, run_end),
+        })
+    }
+
+    fn unsealed_run(&self, at: u64, extents: &[Extent]) -> Result<Run> {
+        let full = u64::from(EXTENT_DATA_SECTORS) * SECTOR as u64;
+        let number = at / full;
+        let end = (at + READ_PACKAGES * PAYLOAD as u64)
+            .min((number + 1) * full)
+            .min(self.range.end);
+        let span = Span {
+            extent: *extents.get(number as usize).ok_or_else(too_few_extents)?,
+            offset: at % full,
+            len: (end - at) as usize,
+        };
+        Ok(Run {
+            opener: None,
+            first: 0,
+            plain: at..end,
+            wanted: at..end,
+            span,
+            whole: span,
+        })
     }
 
     fn open_inline(&self) -> Result<Bytes> {
@@ -260,8 +359,8 @@ impl Source {
 }
 
 impl Run {
-    fn open(&self, read: &[u8]) -> Result<Bytes> {
-        let stored = &read[self.skip..self.skip + self.len];
+    /// The wanted plaintext out of the run's stored bytes.
+    fn open(&self, stored: &[u8]) -> Result<Bytes> {
         let plain = match &self.opener {
             None => Bytes::copy_from_slice(stored),
             Some(opener) => {
@@ -269,9 +368,9 @@ impl Run {
                 let packages = stored.chunks(PACKAGE).zip(plain.chunks_mut(PAYLOAD));
                 for (i, (package, out)) in packages.enumerate() {
                     let number = self.first + i as u64;
-                    opener.open_package(number, package, out).map_err(|e| {
-                        Error::corrupt(format!("package {number}: {e}"), self.place.clone())
-                    })?;
+                    opener
+                        .open_package(number, package, out)
+                        .map_err(|e| self.corrupt(number, &e))?;
                 }
                 Bytes::from(plain)
             }
@@ -279,5 +378,15 @@ impl Run {
         let from = (self.wanted.start - self.plain.start) as usize;
         let to = (self.wanted.end - self.plain.start) as usize;
         Ok(plain.slice(from..to))
+    }
+
+    fn corrupt(&self, package: u64, fault: &OpenError) -> Error {
+        let extent = &self.span.extent;
+        let sector = u64::from(extent.start) + u64::from(extent.lead);
+        let sector = sector + self.span.offset / SECTOR as u64;
+        Error::corrupt(
+            format!("package {package}: {fault}"),
+            format!("segment {:016x} sector {sector}", extent.segment),
+        )
     }
 }

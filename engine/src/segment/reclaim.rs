@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -141,6 +142,7 @@ pub fn run(core: &Arc<Core>, messages: &Receiver<Message>) {
             }
             next = messages.try_recv().ok();
         }
+        core.reclaiming.store(waiting.len(), Ordering::Relaxed);
         let (mut ready, mut held): (Vec<Freed>, Vec<Freed>) = std::mem::take(&mut waiting)
             .into_iter()
             .partition(|f| f.reader.is_none_or(|r| !core.is_read(r)));
@@ -171,9 +173,24 @@ pub fn run(core: &Arc<Core>, messages: &Receiver<Message>) {
             }
         } else if !closing
             && dead.is_due()
+            && has_room(core)
             && let Err(e) = dead.compact(core)
         {
             tracing::warn!("the index could not be compacted: {e}");
+        }
+        core.reclaiming.store(waiting.len(), Ordering::Relaxed);
+        core.index_dead.store(dead.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Whether the index can be compacted: its new tables are written before the old ones go.
+fn has_room(core: &Core) -> bool {
+    let needed = |index: u64| limits::INDEX_JOURNAL_BYTES_MAX + index / limits::RESERVE_INDEX_SHARE;
+    match (core.room(), core.index.disk_bytes()) {
+        (Ok(room), Ok(index)) => room.free >= needed(index),
+        (Err(e), _) | (_, Err(e)) => {
+            tracing::warn!("the index is not compacted: {e}");
+            false
         }
     }
 }
@@ -190,6 +207,7 @@ fn punch(core: &Arc<Core>, ready: Vec<Freed>) -> Result<()> {
     };
     for freed in &ready {
         for extent in &freed.extents {
+            core.cache.forget(extent);
             let segment = extent.segment;
             if core.segments.is_dead(segment) {
                 // The whole file goes.

@@ -10,6 +10,8 @@ use glommio::sync::{Semaphore, StaticPermit};
 use glommio::task::JoinHandle;
 
 use super::block::{self, Block, Copy, Head, Kind, Tail, TailRecord, WrappedKey};
+use crate::cache::Cache;
+use crate::dare::header::PACKAGE;
 use crate::dare::seal::Sealer;
 use crate::engine::Core;
 use crate::error::{Error, Result};
@@ -66,6 +68,7 @@ impl Writer {
         let end = u64::from(start + sectors) * SECTOR as u64;
         if end > active.reserved.get() {
             let to = end.max(active.reserved.get() + limits::RESERVE_AHEAD_BYTES / 2);
+            self.core.take_space(to - active.reserved.get())?;
             active.file.allocate(active.reserved.get(), to).await?;
             active.reserved.set(to);
         }
@@ -84,7 +87,11 @@ impl Writer {
 
     async fn roll(&self, full: Option<Rc<Active>>) -> Result<Rc<Active>> {
         let id = self.core.segments.next_segment();
-        let file = SegmentFile::create(&self.core.segments.path(id)).await?;
+        let file = SegmentFile::create(
+            &self.core.segments.path(id),
+            Arc::clone(&self.core.disks[self.shard]),
+        )
+        .await?;
         if let Some(full) = full {
             full.cut().await;
         }
@@ -121,6 +128,7 @@ impl Writer {
                 what: "no write buffer came free",
             })?
             .map_err(|_| Error::Closed)?;
+        let sealed = head.head.nonce.is_some();
         let mut spares = Vec::new();
         if stored > WRITE_BUFFER_BYTES as u64 {
             while spares.len() < limits::WRITES_IN_FLIGHT
@@ -139,6 +147,8 @@ impl Writer {
             current: None,
             writes: VecDeque::new(),
             files: Vec::new(),
+            // Ciphertext only.
+            kept: (sealed && self.core.cache.takes_on_write(stored)).then(Vec::new),
             slot: Some((slot, spares)),
             settled: false,
         })
@@ -362,6 +372,8 @@ pub struct Sink {
     writes: VecDeque<JoinHandle<Result<()>>>,
     /// The files written, to be synced at the end.
     files: Vec<Rc<Active>>,
+    /// Packages of the run that is being written, where the cache is to have them.
+    kept: Option<Vec<u8>>,
     slot: Option<(StaticPermit, Vec<StaticPermit>)>,
     settled: bool,
 }
@@ -383,10 +395,10 @@ impl Sink {
     /// Takes `src` into the stream, sealed by `sealer` where there is one.
     pub async fn write(&mut self, mut src: &[u8], mut sealer: Option<&mut Sealer>) -> Result<()> {
         while !src.is_empty() {
-            let current = match &mut self.current {
-                Some(current) => current,
-                None => self.open_extent().await?,
-            };
+            if self.current.is_none() {
+                self.open_extent().await?;
+            }
+            let current = self.current.as_mut().expect("an extent is open");
             let room = (current.buffer.len() - current.filled).min(current.missing as usize);
             let dst = &mut current.buffer.as_bytes_mut()[current.filled..current.filled + room];
             let (read, written) = match &mut sealer {
@@ -401,6 +413,11 @@ impl Sink {
                 }
             };
             src = &src[read..];
+            if let Some(kept) = &mut self.kept {
+                let at = (current.bytes, current.missing);
+                let cache = &self.writer.core.cache;
+                keep(cache, kept, &current.extent, at, &dst[..written]);
+            }
             current.filled += written;
             current.missing -= written as u64;
             if current.missing == 0 {
@@ -449,7 +466,7 @@ impl Sink {
         }
     }
 
-    async fn open_extent(&mut self) -> Result<&mut Current> {
+    async fn open_extent(&mut self) -> Result<()> {
         let full = u64::from(EXTENT_DATA_SECTORS) * SECTOR as u64;
         let bytes = self.left.min(full);
         let last = bytes == self.left;
@@ -501,7 +518,7 @@ impl Sink {
         if !self.files.iter().any(|f| f.id == active.id) {
             self.files.push(Rc::clone(&active));
         }
-        Ok(self.current.insert(Current {
+        self.current = Some(Current {
             active,
             extent,
             buffer,
@@ -509,7 +526,8 @@ impl Sink {
             position: run.start,
             bytes,
             missing: bytes,
-        }))
+        });
+        Ok(())
     }
 
     fn tail_sectors(&self) -> u32 {
@@ -630,6 +648,27 @@ impl Drop for Sink {
             drop(slot);
         })
         .detach();
+    }
+}
+
+/// Copies what was just sealed for the cache, while it is still near; a run that is complete goes there.
+/// `at` says how many bytes the extent will hold, and how many of them are missing without these.
+fn keep(cache: &Cache, kept: &mut Vec<u8>, extent: &Extent, at: (u64, u64), mut sealed: &[u8]) {
+    let run_bytes = limits::CACHE_RUN_BYTES as usize;
+    let (all, mut missing) = (at.0, at.1 as usize);
+    while !sealed.is_empty() {
+        if kept.capacity() == 0 {
+            kept.reserve_exact(run_bytes.min(missing));
+        }
+        let (now, later) = sealed.split_at(sealed.len().min(run_bytes - kept.len()));
+        kept.extend_from_slice(now);
+        sealed = later;
+        missing -= now.len();
+        if kept.len() == run_bytes || missing == 0 {
+            let run = std::mem::take(kept);
+            let begins = all - missing as u64 - run.len() as u64;
+            cache.put(extent, begins / PACKAGE as u64, run.into());
+        }
     }
 }
 

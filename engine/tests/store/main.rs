@@ -1,5 +1,6 @@
 //! The engine's verbs on a real disk: what goes in comes out, survives a crash, and gives its space back.
 
+mod cache;
 mod recover;
 mod rewrap;
 mod tally;
@@ -25,6 +26,7 @@ const COPY_MAX: u64 = 100_000;
 fn options() -> EngineOptions {
     EngineOptions {
         shards: 1,
+        cache_bytes: 0,
         fatal: |e| panic!("fatal: {e}"),
     }
 }

@@ -103,7 +103,7 @@ pub fn run(command: Key) -> Result<(), String> {
     let keys = match store.perform(request)? {
         Answer::Keys(keys) => keys,
         Answer::Done(said) => return super::print(&format!("{said}\n")),
-        Answer::Status(_) | Answer::Progress(_) | Answer::Error(_) => {
+        Answer::Status(_) | Answer::Store(_) | Answer::Progress(_) | Answer::Error(_) => {
             return Err("the server runs another version: its answer is not understood".into());
         }
     };

@@ -141,7 +141,7 @@ pub fn run(command: Kms) -> Result<(), String> {
     match answer {
         Answer::Done(said) => super::print(&format!("{said}\n")),
         Answer::Status(status) => super::print(&block(&status)),
-        Answer::Keys(_) | Answer::Progress(_) | Answer::Error(_) => {
+        Answer::Keys(_) | Answer::Store(_) | Answer::Progress(_) | Answer::Error(_) => {
             Err("the server's answer is not understood".into())
         }
     }

@@ -9,6 +9,7 @@ mod kms;
 pub mod offline;
 mod recover;
 mod root_key;
+mod status;
 mod store;
 mod verify;
 
@@ -45,6 +46,8 @@ enum Command {
     Recover(recover::Recover),
     /// Write one object of a store that nobody serves to a file or standard output
     Decrypt(decrypt::Decrypt),
+    /// Show what a store holds, what it takes on disk, and what is free
+    Status(store::Store),
 }
 
 /// Runs the program.
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Verify(command) => verify::run(&command),
         Command::Recover(command) => recover::run(&command),
         Command::Decrypt(command) => decrypt::run(&command),
+        Command::Status(store) => status::run(store),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

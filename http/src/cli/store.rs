@@ -9,7 +9,7 @@ use strongroom_engine::DataDir;
 use strongroom_kms::Kms;
 
 use super::ask;
-use crate::admin::{self, Admin, Answer, Request};
+use crate::admin::{self, Admin, Answer, Request, StoreStatus};
 use crate::rewrap::Objects;
 use crate::{at_rest, root_key};
 
@@ -92,6 +92,10 @@ fn offline(held: &DataDir, request: Request) -> Result<Answer, String> {
             at_rest::with_objects(held, &kms, |objects| {
                 perform_on(dir, Arc::clone(&kms), Some(objects), request)
             })
+        }
+        Request::StoreStatus if dir.join("superblock").exists() => {
+            let usage = at_rest::usage(held, &kms)?;
+            Ok(Answer::Store(StoreStatus::new("stopped", &usage, &kms)))
         }
         request => Ok(perform_on(dir, kms, None, request)),
     }

@@ -78,6 +78,12 @@ impl Stall {
         self.since = None;
     }
 
+    /// Whether the wait has been too long, without asking to be woken.
+    pub fn is_over(&self) -> bool {
+        self.since
+            .is_some_and(|since| since.elapsed() >= self.limit)
+    }
+
     /// Call while waiting: ready once the wait has been too long.
     pub fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let since = *self.since.get_or_insert_with(Instant::now);

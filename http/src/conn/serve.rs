@@ -19,10 +19,10 @@ use super::drain::{Drain, DrainGuard};
 use super::rt::{LocalTasks, LocalTimer, timeout};
 use super::socket::{Linger, Socket};
 use super::transport::Transport;
-use crate::limits;
+use crate::{limits, metrics};
 
 /// What a service may know of the connection it serves.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Peer {
     /// The other end, if the kernel could still tell.
     pub address: Option<SocketAddr>,
@@ -87,6 +87,7 @@ where
         let socket = Socket::new(stream);
         let make = Rc::clone(&make);
         glommio::spawn_local(async move {
+            let _counted = metrics::Connection::open();
             let (secure, linger) = (acceptor.is_some(), socket.linger());
             if let Some(transport) = open(socket, acceptor, &guard).await {
                 let service = make(Peer {

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::rt::Stall;
-use crate::limits;
+use crate::{limits, metrics};
 
 /// Says that the peer may still be sending when its connection closes.
 #[derive(Clone, Debug, Default)]
@@ -79,10 +79,17 @@ impl Socket {
         cx: &mut Context<'_>,
         scratch: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_read(cx, scratch)
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, scratch))?;
+        metrics::received(read);
+        Poll::Ready(Ok(read))
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        // Before another try: the kernel finds a little more room in its own buffers than it wakes anybody for, and that is not
+        // the peer's doing.
+        if self.write_stall.is_over() {
+            return Poll::Ready(Err(stalled()));
+        }
         let bufs = &bufs[..bufs.len().min(limits::WRITE_VECTOR_MAX)];
         loop {
             let sent = rustix::net::sendmsg(
@@ -93,6 +100,7 @@ impl Socket {
             );
             match sent {
                 Ok(n) => {
+                    metrics::sent(n);
                     self.write_stall.progress();
                     return Poll::Ready(Ok(n));
                 }
@@ -105,6 +113,7 @@ impl Socket {
         let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
         match Pin::new(&mut self.stream).poll_write(cx, first) {
             Poll::Ready(done) => {
+                metrics::sent(*done.as_ref().unwrap_or(&0));
                 self.write_stall.progress();
                 Poll::Ready(done)
             }
@@ -167,6 +176,7 @@ impl rt::Read for Socket {
             }
             match rustix::net::recv(self.fd(), spare, RecvFlags::DONTWAIT) {
                 Ok((_, n)) => {
+                    metrics::received(n);
                     // SAFETY: the kernel wrote the first `n` bytes of the slice.
                     unsafe { buf.advance(n) };
                     return Poll::Ready(Ok(()));

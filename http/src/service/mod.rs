@@ -1,6 +1,6 @@
 //! The S3 service of a shard: what happens to a request between its connection and its handler.
 //!
-//! 1. Health routes are answered, without credentials; the key calls of [`kms_api`], once their signature holds.
+//! 1. Health routes and scrapes of metrics are answered, without credentials; the key calls of [`kms_api`], once their signature holds.
 //! 2. [`guard`] refuses what the S3 layer would misread.
 //! 3. The data of an upload is taken out of the request; its handler finds it as an [`Upload`] in
 //!    the extensions. Any other body is XML: once the request's signature holds, it is gathered,
@@ -55,6 +55,7 @@ use crate::conn::serve::Peer;
 use crate::conn::socket::Linger;
 use crate::health::Health;
 use crate::limits;
+use crate::metrics::{self, Metrics};
 use crate::ops::{self, lenient::Lenient};
 use crate::sse;
 
@@ -92,6 +93,7 @@ struct Edge {
     domains: Domains,
     region: String,
     health: Arc<Health>,
+    metrics: Arc<Metrics>,
     proxies: Arc<[Network]>,
     kms: Option<KmsApi>,
     ids: reply::Ids,
@@ -108,6 +110,8 @@ pub struct Settings {
     pub region: String,
     /// What the health routes say.
     pub health: Arc<Health>,
+    /// What a scrape says, and to whom.
+    pub metrics: Arc<Metrics>,
     /// Those who say whether a request came over TLS to them.
     pub proxies: Arc<[Network]>,
 }
@@ -152,6 +156,7 @@ impl Service {
             domains: settings.domains,
             region: settings.region,
             health: settings.health,
+            metrics: settings.metrics,
             proxies: settings.proxies,
             kms,
             ids: reply::Ids::new(),
@@ -214,6 +219,9 @@ impl Edge {
         });
         let mut response = match self.health.answer(&method, uri.path()) {
             Some(response) => response,
+            None if Metrics::is_for(&method, &uri, &parts.headers) => {
+                self.measure(peer, &parts.headers).await
+            }
             None if kms_api::is_for(uri.path()) => self.administer(&parts).await,
             None => self
                 .route(parts, &mut body)
@@ -222,15 +230,29 @@ impl Edge {
         };
         body.leave(&mut response);
         reply::dress(&mut response, &method, uri.path(), &id, &self.ids);
+        let took = start.elapsed();
+        metrics::request(&method, response.status(), took);
         // Never the query: it may hold a signature that is still good.
         debug!(
             id,
             %method,
             path = uri.path(),
             status = response.status().as_u16(),
-            micros = start.elapsed().as_micros() as u64,
+            micros = took.as_micros() as u64,
         );
         response
+    }
+
+    /// Answers a scrape.
+    async fn measure(&self, peer: &Peer, headers: &HeaderMap) -> Response<Body> {
+        if !self.metrics.admits(peer, headers) {
+            return metrics::refusal();
+        }
+        let metrics = Arc::clone(&self.metrics);
+        let text = glommio::executor()
+            .spawn_blocking(move || metrics.render())
+            .await;
+        metrics::response(text)
     }
 
     /// Either way a response; `Err` lets steps end early.

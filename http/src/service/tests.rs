@@ -122,6 +122,7 @@ impl Fixture {
                     proxies: Arc::new([]),
                     region: "us-east-1".to_owned(),
                     health,
+                    metrics: Arc::new(Metrics::new(None, |_| ())),
                 },
                 None,
             );

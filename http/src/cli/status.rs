@@ -1,0 +1,72 @@
+//! `strongroom status`: what a store holds and takes, from its running server or from the store itself.
+
+use std::fmt::Write as _;
+
+use super::store::Store;
+use crate::admin::{Answer, Request, StoreStatus};
+
+pub fn run(store: Store) -> Result<(), String> {
+    match store.perform(Request::StoreStatus)? {
+        Answer::Store(status) => super::print(&block(&status)),
+        _ => Err("the server's answer is not understood".into()),
+    }
+}
+
+fn block(status: &StoreStatus) -> String {
+    let mut out = String::new();
+    let keys = match status.keys {
+        Some(keys) => keys.to_string(),
+        None => "unknown, the keystore is sealed".to_owned(),
+    };
+    let words = [
+        ("server", status.server.clone()),
+        ("buckets", status.buckets.to_string()),
+        ("objects", status.objects.to_string()),
+        ("uploads", status.uploads.to_string()),
+        ("keys", keys),
+    ];
+    let sizes = [
+        ("stored", status.stored, "what the objects hold"),
+        (
+            "live",
+            status.live,
+            "what they take on disk, their index included",
+        ),
+        ("dead", status.dead, "on its way back to the file system"),
+        ("free", status.free, "room for writes"),
+        (
+            "reserve",
+            status.reserve,
+            "kept free, so that deleting works on a full disk",
+        ),
+    ];
+    for (name, value) in words {
+        writeln!(out, "{name}: {value}").expect("in memory");
+    }
+    for (name, bytes, what) in sizes {
+        writeln!(out, "{name}: {bytes} bytes ({}; {what})", human(bytes)).expect("in memory");
+    }
+    out
+}
+
+fn human(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut size = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while size >= 1024.0 && unit < UNITS.len() - 1 {
+        size /= 1024.0;
+        unit += 1;
+    }
+    format!("{size:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_for_people() {
+        assert_eq!(super::human(0), "0.0 KiB");
+        assert_eq!(super::human(1536), "1.5 KiB");
+        assert_eq!(super::human(5 << 30), "5.0 GiB");
+        assert_eq!(super::human(u64::MAX), "16384.0 PiB");
+    }
+}
