@@ -35,6 +35,8 @@ pub const CONNECTIONS_PER_SHARD_MAX: usize = 16_384;
 /// A port in use is asked for again for so long: the kernel takes down the rings of a server that
 /// ended after the process is gone.
 pub const PORT_PATIENCE: Duration = Duration::from_secs(5);
+/// A data directory in use is asked for again for so long: a command that works on a store without a server holds it a moment.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Connections the kernel keeps for a shard that is busy.
 pub const LISTEN_BACKLOG: i32 = 1024;
 /// Buffers handed to one vectored write (the kernel takes no more than 1,024).

@@ -18,6 +18,7 @@ use rustls::ServerConfig;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
+use strongroom_engine::simd::{self, cpu, md5};
 use strongroom_engine::{DataDir, Engine, EngineOptions, Observer, ShardSeed, Superblock};
 use strongroom_kms::{
     Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey,
@@ -41,7 +42,8 @@ const STORE_KEY: &[u8] = b"store key";
 /// Serves until told to stop.
 pub fn run(options: Serve) -> Result<(), String> {
     prepare_process();
-    let dir = DataDir::lock(&options.data_dir).map_err(|e| e.to_string())?;
+    deny_features()?;
+    let dir = lock(&options.data_dir)?;
     let shards = shard_cores(options.shards);
     let listeners = bind(options.address, shards.len()).map_err(|e| {
         format!(
@@ -112,6 +114,34 @@ pub fn run(options: Serve) -> Result<(), String> {
     // Shards still hold connections that outlived the time-out; they end with the process.
     drop(dir);
     std::process::exit(0);
+}
+
+/// Takes a data directory. A command that works without a server holds its lock a moment, so one in use is asked for again,
+/// for a while.
+pub(crate) fn lock(dir: &Path) -> Result<DataDir, String> {
+    let end = Instant::now() + limits::LOCK_PATIENCE;
+    loop {
+        match DataDir::lock(dir) {
+            Err(strongroom_engine::Error::Unusable(_)) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
+            locked => return locked.map_err(|e| e.to_string()),
+        }
+    }
+}
+
+/// Whoever denies a feature counts on it.
+pub(crate) fn deny_features() -> Result<(), String> {
+    let unknown = cpu::unknown_denials();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} denies {}, which no kernel here depends on; there are {}",
+        cpu::DENY,
+        unknown.join(","),
+        cpu::FEATURES.join(",")
+    ))
 }
 
 /// Binds the port. The rings of a server that just ended can hold its sockets a moment longer than the process lived, so a
@@ -572,10 +602,12 @@ fn announce(
     let region = &plan.options.region;
     let keys = plan.keys.describe();
     let text = format!(
-        "Strongroom {}\n\n  Store        {}\n  Endpoint     {endpoint}\n  Credentials  {credentials}\n  Certificate  {certificate}\n  Region       {region}\n  Keys         {keys}\n\n\
+        "Strongroom {}\n\n  Store        {}\n  Endpoint     {endpoint}\n  Credentials  {credentials}\n  Certificate  {certificate}\n  Region       {region}\n  Keys         {keys}\n  Kernels      {} (AES-256-GCM), {} (MD5)\n\n\
          Try:\n  {aws}aws --endpoint-url {endpoint} --region {region} s3 mb s3://first-bucket\n\nready\n",
         env!("CARGO_PKG_VERSION"),
         data_dir.display(),
+        simd::kernel_name(),
+        md5::kernel_name(),
     );
     say(&text)
 }

@@ -167,6 +167,12 @@ class Objects(kit.Case):
         self.delete("empty")
         self.assertAbsent("empty")
 
+    def test_zero_bytes_one_after_the_other_on_a_connection(self):
+        one = kit.client(max_pool_connections=1, read_timeout=10)
+        for number, body in enumerate((b"", b"abc", b"", b"", b"x" * 100_000)):
+            one.put_object(Bucket=self.bucket, Key=f"{number}", Body=body)
+            self.assertBody(f"{number}", body)
+
     def test_times(self):
         before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=2)
         self.put("key")

@@ -15,7 +15,6 @@ use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use rustls::ServerConfig;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use strongroom_engine::DataDir;
 use strongroom_kms::{Generated, KesConfig, KesServer, Kms, Outage};
 
 use crate::admin::{self, Admin};
@@ -28,7 +27,7 @@ use door::Door;
 pub fn run(file: &Path) -> Result<(), String> {
     serve::prepare_process();
     let config = read_config(file)?;
-    let dir = DataDir::lock(&config.keystore).map_err(|e| e.to_string())?;
+    let dir = serve::lock(&config.keystore)?;
     let admin = Arc::new(Admin::new(dir.path()));
     admin::serve(Arc::clone(&admin))
         .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;

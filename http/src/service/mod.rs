@@ -424,6 +424,8 @@ impl hyper::service::Service<Request<Incoming>> for Connection {
 
 /// A request's body until somebody wants it.
 struct Pending {
+    /// The request announced that nothing follows.
+    empty: bool,
     source: Option<Source>,
     upload: Option<Upload>,
     /// The client waits for `100 Continue`, which reading sends.
@@ -434,8 +436,10 @@ struct Pending {
 impl Pending {
     fn new(parts: &Parts, incoming: Incoming, linger: Linger) -> Self {
         let expects = parts.headers.get(header::EXPECT);
+        let empty = incoming.is_end_stream();
         Self {
-            source: (!incoming.is_end_stream()).then(|| Box::pin(incoming) as Source),
+            empty,
+            source: (!empty).then(|| Box::pin(incoming) as Source),
             upload: None,
             waits: parts.version == http::Version::HTTP_11
                 && expects
@@ -490,6 +494,12 @@ impl Pending {
 
     /// Sees to what is left once there is a response.
     fn leave(&mut self, response: &mut Response<Body>) {
+        if self.waits && self.empty {
+            // hyper sends no 100 where nothing is to come, and botocore then misreads the next answer on the connection.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+            return;
+        }
         let untouched = self.upload.as_ref().is_none_or(|upload| !upload.touched());
         let taken = self.upload.as_ref().and_then(Upload::take_rest);
         let Some(rest) = self.source.take().or(taken) else {
