@@ -26,6 +26,7 @@ use crate::secret::Secret;
 use crate::segment::reclaim::{self, Message};
 use crate::segment::{Segments, block};
 use crate::shard::Shard;
+use crate::shelf::Shelf;
 use crate::space::{Room, Space};
 use crate::verify::ObjectKeys;
 
@@ -38,6 +39,8 @@ pub(crate) struct Core {
     pub copies: Copies,
     pub scrub: Scrub,
     pub cache: Cache,
+    /// For opened packages on their way out.
+    pub plain: Shelf,
     /// What each shard asks of the disk.
     pub disks: Vec<Arc<DiskCounters>>,
     space: Space,
@@ -240,6 +243,7 @@ impl Engine {
             copies: Copies::new(found.copies, !found.copied),
             scrub: Scrub::default(),
             cache: Cache::new(options.cache_bytes),
+            plain: Shelf::default(),
             disks: (0..options.shards).map(|_| Arc::default()).collect(),
             space: Space::new(dir.path()),
             reclaiming: AtomicUsize::new(0),

@@ -21,6 +21,7 @@ mod object;
 mod scrubber;
 mod segment;
 mod shard;
+mod shelf;
 mod space;
 mod verify;
 

@@ -47,12 +47,16 @@ pub const DOWNLOADS_PER_SHARD: usize = 256;
 /// What the cache holds in one piece: as many packages as are read at once. An entry costs so much beside its bytes.
 pub const CACHE_RUN_BYTES: u64 = READ_PACKAGES * crate::dare::header::PACKAGE as u64;
 pub const CACHE_ENTRY_BYTES: u64 = 256;
+/// Buffers of that size a shelf keeps for the next user.
+pub const SHELF_BUFFERS_MAX: usize = 32;
 /// The cache is cut in shards with a lock each; a shard holds so many full runs at least.
 pub const CACHE_SHARDS_MAX: u64 = 16;
 pub const CACHE_RUNS_MIN: u64 = 16;
 /// The part of the cache for runs that were asked for more than once.
 pub const CACHE_HOT_SHARE: f64 = 0.9;
-/// A stream is kept as it is written if it fills at most this fraction of the cache.
+/// A stream is kept as it is written if it is at most this long, and fills at most this fraction of the cache. Longer ones come
+/// in when they are read: their writers would pay for memory that they mostly do not read.
+pub const CACHE_WRITE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 pub const CACHE_WRITE_SHARE: u64 = 32;
 
 /// A segment takes no new extent past this many sectors (1 GiB).

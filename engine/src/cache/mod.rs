@@ -21,11 +21,13 @@ use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use crate::dare::header::PACKAGE;
 use crate::limits::{self, CACHE_RUN_BYTES, EXTENT_PACKAGES, READ_PACKAGES};
 use crate::record::Extent;
+use crate::shelf::{Shelf, Shelved};
 
 /// Sealed runs in memory, within a bound.
 pub struct Cache {
     runs: Option<quick_cache::sync::Cache<Name, Run, ByBytes>>,
     capacity: u64,
+    shelf: Shelf,
     hits: AtomicU64,
     misses: AtomicU64,
     hit_bytes: AtomicU64,
@@ -101,6 +103,7 @@ impl Cache {
         Cache {
             capacity: if runs.is_some() { capacity } else { 0 },
             runs,
+            shelf: Shelf::default(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             hit_bytes: AtomicU64::new(0),
@@ -111,9 +114,15 @@ impl Cache {
         self.runs.is_some()
     }
 
-    /// Whether a stream of so many sealed bytes is kept as it is written: not what would fill much of the cache by itself.
+    /// Whether a stream of so many sealed bytes is kept as it is written.
     pub fn takes_on_write(&self, stored: u64) -> bool {
-        self.is_on() && stored <= self.capacity / limits::CACHE_WRITE_SHARE
+        let most = self.capacity / limits::CACHE_WRITE_SHARE;
+        self.is_on() && stored <= most.min(limits::CACHE_WRITE_BYTES_MAX)
+    }
+
+    /// A buffer for so many bytes of a run that is to be put in.
+    pub fn buffer(&self, bytes: usize) -> Shelved {
+        self.shelf.buffer(bytes)
     }
 
     /// The packages `wanted` of an extent, all of one run. `len` is how many bytes they are.

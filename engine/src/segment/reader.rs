@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::io::uring::SegmentFile;
 use crate::limits::{self, EXTENT_DATA_SECTORS, EXTENT_PACKAGES, READ_PACKAGES, SECTOR};
 use crate::record::{Extent, Place, Stream};
+use crate::shelf::Shelf;
 
 /// The segment files a shard has open.
 pub struct Files {
@@ -192,7 +193,7 @@ impl RunReader {
     async fn open(&self, run: &Run, stored: Stored) -> Result<Bytes> {
         match stored {
             Stored::Read(span, read) => self.open_read(run, span, read).await,
-            Stored::Held(bytes) => match run.open(&bytes) {
+            Stored::Held(bytes) => match run.open(&bytes, self.plain()) {
                 // Memory has changed under us; the disk may still be right.
                 Err(fault) => {
                     tracing::error!("in memory: {fault}");
@@ -221,13 +222,19 @@ impl RunReader {
         let own = (run.span.offset - span.offset) as usize;
         let own = own..own + run.span.len;
         if run.opener.is_none() || !self.cache().is_on() {
-            return run.open(&stored[own]);
+            return run.open(&stored[own], self.plain());
         }
         // The copy brings near what is opened next.
-        let kept = Bytes::copy_from_slice(stored);
-        let plain = run.open(&kept[own])?;
+        let mut kept = self.cache().buffer(stored.len());
+        kept.extend(stored);
+        let kept = Bytes::from(kept);
+        let plain = run.open(&kept[own], self.plain())?;
         self.cache().put(&span.extent, span.package(), kept);
         Ok(plain)
+    }
+
+    fn plain(&self) -> &Shelf {
+        &self.files.core.plain
     }
 
     fn cache(&self) -> &Cache {
@@ -360,12 +367,15 @@ impl Source {
 
 impl Run {
     /// The wanted plaintext out of the run's stored bytes.
-    fn open(&self, stored: &[u8]) -> Result<Bytes> {
+    fn open(&self, stored: &[u8], shelf: &Shelf) -> Result<Bytes> {
         let plain = match &self.opener {
-            None => Bytes::copy_from_slice(stored),
+            // What was read lies in memory of the ring, which only this core may give back.
+            None => shelf.copy(stored),
             Some(opener) => {
-                let mut plain = vec![0; (self.plain.end - self.plain.start) as usize];
-                let packages = stored.chunks(PACKAGE).zip(plain.chunks_mut(PAYLOAD));
+                let len = (self.plain.end - self.plain.start) as usize;
+                let mut plain = shelf.buffer(len);
+                let out = plain.claim(len);
+                let packages = stored.chunks(PACKAGE).zip(out.chunks_mut(PAYLOAD));
                 for (i, (package, out)) in packages.enumerate() {
                     let number = self.first + i as u64;
                     opener

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::io::uring::{Buffer, SegmentFile};
 use crate::limits::{self, EXTENT_DATA_SECTORS, SECTOR, WRITE_BUFFER_BYTES};
 use crate::record::{Extent, Place};
+use crate::shelf::Shelved;
 
 /// The active segment of a shard, and the budget of its write buffers.
 pub struct Writer {
@@ -148,7 +149,7 @@ impl Writer {
             writes: VecDeque::new(),
             files: Vec::new(),
             // Ciphertext only.
-            kept: (sealed && self.core.cache.takes_on_write(stored)).then(Vec::new),
+            kept: (sealed && self.core.cache.takes_on_write(stored)).then_some(None),
             slot: Some((slot, spares)),
             settled: false,
         })
@@ -373,7 +374,7 @@ pub struct Sink {
     /// The files written, to be synced at the end.
     files: Vec<Rc<Active>>,
     /// Packages of the run that is being written, where the cache is to have them.
-    kept: Option<Vec<u8>>,
+    kept: Option<Kept>,
     slot: Option<(StaticPermit, Vec<StaticPermit>)>,
     settled: bool,
 }
@@ -651,23 +652,27 @@ impl Drop for Sink {
     }
 }
 
+/// The run that is being written, once it has begun.
+type Kept = Option<Shelved>;
+
 /// Copies what was just sealed for the cache, while it is still near; a run that is complete goes there.
 /// `at` says how many bytes the extent will hold, and how many of them are missing without these.
-fn keep(cache: &Cache, kept: &mut Vec<u8>, extent: &Extent, at: (u64, u64), mut sealed: &[u8]) {
+fn keep(cache: &Cache, kept: &mut Kept, extent: &Extent, at: (u64, u64), mut sealed: &[u8]) {
     let run_bytes = limits::CACHE_RUN_BYTES as usize;
     let (all, mut missing) = (at.0, at.1 as usize);
     while !sealed.is_empty() {
-        if kept.capacity() == 0 {
-            kept.reserve_exact(run_bytes.min(missing));
-        }
-        let (now, later) = sealed.split_at(sealed.len().min(run_bytes - kept.len()));
-        kept.extend_from_slice(now);
+        let mut run = kept
+            .take()
+            .unwrap_or_else(|| cache.buffer(run_bytes.min(missing)));
+        let (now, later) = sealed.split_at(sealed.len().min(run_bytes - run.len()));
+        run.extend(now);
         sealed = later;
         missing -= now.len();
-        if kept.len() == run_bytes || missing == 0 {
-            let run = std::mem::take(kept);
+        if run.len() == run_bytes || missing == 0 {
             let begins = all - missing as u64 - run.len() as u64;
             cache.put(extent, begins / PACKAGE as u64, run.into());
+        } else {
+            *kept = Some(run);
         }
     }
 }
