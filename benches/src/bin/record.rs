@@ -107,6 +107,14 @@ fn setups(shards: usize) -> Vec<Setup> {
             Config::http().args(opaque),
         ),
         setup("sealed, TLS", Config::tls()),
+        setup(
+            "sealed, plain HTTP, opaque ETags, no cache",
+            Config::http().args(opaque).args(["--cache-size", "0"]),
+        ),
+        setup(
+            "unsealed, plain HTTP, opaque ETags",
+            Config::http().args(unsealed).args(opaque),
+        ),
         setup("unsealed, plain HTTP", Config::http().args(unsealed)),
         setup("unsealed, TLS", Config::tls().args(unsealed)),
     ]
