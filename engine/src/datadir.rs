@@ -1,7 +1,8 @@
 //! The data directory: its lock, its layout, and the superblock that says what it is.
 //!
 //! ```text
-//! DATA_DIR/superblock   what this store is, and the wrapped store key; one sector, written once
+//! DATA_DIR/superblock   what this store is, and the wrapped store key; one sector, replaced when the key is wrapped anew
+//! DATA_DIR/superblock.old  the one before it, until it is overwritten
 //! DATA_DIR/lock         held by the process that has the store open
 //! DATA_DIR/index/       the index
 //! DATA_DIR/segments/    the segments
@@ -21,6 +22,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -109,10 +111,55 @@ impl DataDir {
         for dir in [self.index_dir(), self.segments_dir()] {
             std::fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
         }
-        let block = encode(&Superblock {
+        self.write_superblock(&Superblock {
             store_id,
             wrapped_store_key: wrapped_store_key.to_vec(),
+        })
+    }
+
+    /// Puts another wrapping of the store key in the place of the present one, whole or not at all; the present one is
+    /// overwritten before this returns. A crash can leave it beside the new one, for [`DataDir::forget_old_wrapping`].
+    pub fn replace_store_key(&self, wrapped_store_key: &[u8]) -> Result<()> {
+        let present = self
+            .superblock()?
+            .ok_or_else(|| Error::Unusable(format!("no store in {}", self.path.display())))?;
+        self.forget_old_wrapping()?;
+        let (path, old) = (self.superblock_path(), self.old_superblock_path());
+        // A second name, so that the bytes can still be found when the first one is the new superblock's.
+        std::fs::hard_link(&path, &old).map_err(|e| Error::io("link", &old, e))?;
+        sync_dir(&self.path)?;
+        self.write_superblock(&Superblock {
+            wrapped_store_key: wrapped_store_key.to_vec(),
+            ..present
         })?;
+        self.forget_old_wrapping()
+    }
+
+    /// Overwrites and removes a superblock that was replaced.
+    pub fn forget_old_wrapping(&self) -> Result<()> {
+        let (path, old) = (self.superblock_path(), self.old_superblock_path());
+        let failed = |e: std::io::Error| Error::io("overwrite", &old, e);
+        let file = match File::options().write(true).open(&old) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(failed(e)),
+        };
+        let present = std::fs::metadata(&path).map_err(|e| Error::io("look at", &path, e))?;
+        // Both names stand for one file where the replacement was not reached.
+        if present.ino() != file.metadata().map_err(failed)?.ino() {
+            (&file).write_all(&[0; SECTOR]).map_err(failed)?;
+            file.sync_all().map_err(failed)?;
+        }
+        std::fs::remove_file(&old).map_err(failed)?;
+        sync_dir(&self.path)
+    }
+
+    fn old_superblock_path(&self) -> PathBuf {
+        self.path.join("superblock.old")
+    }
+
+    fn write_superblock(&self, superblock: &Superblock) -> Result<()> {
+        let block = encode(superblock)?;
         let path = self.superblock_path();
         let failed = |e: std::io::Error| Error::io("write", &path, e);
         let draft = self.path.join("superblock.new");
@@ -191,6 +238,40 @@ mod tests {
         assert!(second.to_string().contains("in use"), "{second}");
         drop(held);
         DataDir::lock(&dir.path().join("new")).unwrap();
+    }
+
+    #[test]
+    fn a_replaced_wrapping_is_overwritten_wherever_a_crash_came() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = DataDir::lock(home.path()).unwrap();
+        dir.create([7; 16], b"first").unwrap();
+        let open = |name: &str| File::open(dir.path().join(name)).unwrap();
+        let holds = |mut file: File, what: &[u8]| {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).unwrap();
+            bytes.windows(what.len()).any(|w| w == what)
+        };
+        let wrapped = || dir.superblock().unwrap().unwrap().wrapped_store_key;
+        let before = open("superblock");
+        dir.replace_store_key(b"second").unwrap();
+        assert_eq!(wrapped(), b"second");
+        assert!(!holds(before, b"first"));
+        assert!(!dir.old_superblock_path().exists());
+
+        // After the link: the superblock stands.
+        std::fs::hard_link(dir.superblock_path(), dir.old_superblock_path()).unwrap();
+        dir.forget_old_wrapping().unwrap();
+        assert_eq!(wrapped(), b"second");
+        assert!(!dir.old_superblock_path().exists());
+
+        // After the rename.
+        std::fs::hard_link(dir.superblock_path(), dir.old_superblock_path()).unwrap();
+        dir.create([7; 16], b"third").unwrap();
+        let before = open("superblock.old");
+        dir.forget_old_wrapping().unwrap();
+        assert_eq!(wrapped(), b"third");
+        assert!(!holds(before, b"second"));
+        assert!(!dir.old_superblock_path().exists());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Sender, TrySendError};
 use futures_channel::oneshot;
@@ -359,6 +359,21 @@ impl Engine {
         let _ = self.reclaimer.join();
         self.core.commit_and_forget(Op::Close);
         let _ = self.committer.join();
+    }
+
+    /// As [`Engine::close`], and waits until nobody holds anything of the store any more, the keys of its records with it.
+    /// False where somebody still does after `patience`.
+    pub fn close_and_forget(self, patience: Duration) -> bool {
+        let core = Arc::downgrade(&self.core);
+        self.close();
+        let end = Instant::now() + patience;
+        while core.strong_count() > 0 {
+            if Instant::now() >= end {
+                return false;
+            }
+            std::thread::sleep(limits::FORGET_LOOK_EVERY);
+        }
+        true
     }
 }
 

@@ -86,6 +86,8 @@ pub enum Place {
     DataKey(String),
     #[error("secret wrapped under the local root key")]
     LocalWrap,
+    #[error("secret wrapped under a key of the key service")]
+    KeyWrap,
 }
 
 /// What the machine or the operator has to put right.

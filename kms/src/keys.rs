@@ -127,7 +127,7 @@ pub struct Keys {
 
 /// What a data key is opened for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Use {
+pub(crate) enum Use {
     Read,
     Write,
 }
@@ -393,7 +393,7 @@ impl Keys {
         self.cache().len()
     }
 
-    async fn generate_at_source(&self, name: &str, context: &[u8]) -> Result<NewKey, Error> {
+    pub(crate) async fn generate_at_source(&self, name: &str, context: &[u8]) -> Result<NewKey, Error> {
         match self.writes {
             Source::Embedded => {
                 let made = self.kms.generate_embedded(name, context)?;
@@ -441,7 +441,7 @@ impl Keys {
         }
     }
 
-    async fn open_at_source(
+    pub(crate) async fn open_at_source(
         &self,
         stored: &StoredDataKey<'_>,
         context: &[u8],

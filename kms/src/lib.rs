@@ -30,6 +30,7 @@ mod settings;
 mod shares;
 mod static_key;
 mod time;
+mod wrap;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,6 +65,7 @@ pub use secret::DataKey;
 pub use settings::{Endpoint, KesCredentials, KesSettings, Remote};
 pub use shares::Share;
 pub use static_key::StaticKey;
+pub use wrap::WrappingKey;
 
 /// The key made with every new keystore: what objects are sealed under unless told otherwise.
 pub const DEFAULT_KEY: &str = "strongroom-default";
