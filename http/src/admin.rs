@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,7 @@ use strongroom_kms::{
 use zeroize::Zeroizing;
 
 use crate::rewrap::{Objects, Protected};
+use crate::store_key::StoreKeeper;
 use crate::{limits, root_key};
 
 const SOCKET: &str = "admin.sock";
@@ -157,6 +158,9 @@ pub struct Key {
     pub deletion_at: Option<u64>,
     /// What stands under it, where a store is there that knows.
     pub protects: Option<Protects>,
+    /// Whether the store key stands under it, and with it all that listings and HEAD tell.
+    #[serde(default)]
+    pub holds_store_key: bool,
 }
 
 /// What stands under a key, whichever version. Bytes are those that clients sent.
@@ -242,6 +246,7 @@ impl From<KeyInfo> for Key {
             created_at: info.created_at,
             deletion_at,
             protects: None,
+            holds_store_key: false,
         }
     }
 }
@@ -251,8 +256,6 @@ pub struct Admin {
     data_dir: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
-    /// What may be seen of the store, once it is open.
-    store: OnceLock<Observer>,
 }
 
 /// How far the process is.
@@ -262,14 +265,42 @@ enum State {
     Locked,
     Brought(RootKey),
     Open(Open),
+    /// It was told to end.
+    Stopping,
 }
 
 /// What commands are carried out on.
 #[derive(Clone)]
 struct Open {
     kms: Arc<Kms>,
-    /// None where there is a keystore alone.
-    objects: Option<Arc<Objects>>,
+    store: Store,
+}
+
+/// The store beside the keys.
+#[derive(Clone)]
+pub enum Store {
+    /// There are keys alone.
+    None,
+    /// It does not open now.
+    Locked {
+        keeper: Arc<StoreKeeper>,
+        why: String,
+    },
+    Open {
+        keeper: Arc<StoreKeeper>,
+        objects: Arc<Objects>,
+        /// Its counts, where it is served.
+        observer: Option<Observer>,
+    },
+}
+
+impl Store {
+    fn keeper(&self) -> Option<&StoreKeeper> {
+        match self {
+            Store::None => None,
+            Store::Locked { keeper, .. } | Store::Open { keeper, .. } => Some(keeper),
+        }
+    }
 }
 
 impl Admin {
@@ -279,29 +310,43 @@ impl Admin {
             data_dir: data_dir.to_owned(),
             state: Mutex::new(State::Starting),
             changed: Condvar::new(),
-            store: OnceLock::new(),
         }
     }
 
-    /// Lets commands see what the store holds. To be called once, before [`Admin::open`].
-    pub fn show(&self, store: Observer) {
-        // There is one store in a process.
-        let _ = self.store.set(store);
-    }
-
-    /// From now on commands are carried out on this keystore, and on the objects of a store where there is one.
-    pub fn open(&self, kms: Arc<Kms>, objects: Option<Arc<Objects>>) {
-        *self.state() = State::Open(Open { kms, objects });
+    /// From now on commands are carried out on this keystore and this store.
+    pub fn open(&self, kms: Arc<Kms>, store: Store) {
+        let before = std::mem::replace(&mut *self.state(), State::Open(Open { kms, store }));
         self.changed.notify_all();
+        drop(before);
     }
 
-    /// Waits until somebody brings the root key.
-    pub fn wait_for_root_key(&self) -> RootKey {
+    /// What may be seen of the store, while it is open, and of the keys.
+    pub fn seen(&self) -> (Option<Observer>, Option<Arc<Kms>>) {
+        match &*self.state() {
+            State::Open(Open { kms, store }) => {
+                let observer = match store {
+                    Store::Open { observer, .. } => observer.clone(),
+                    Store::None | Store::Locked { .. } => None,
+                };
+                (observer, Some(Arc::clone(kms)))
+            }
+            _ => (None, None),
+        }
+    }
+
+    /// Waits until somebody brings the root key; none where the process is told to end.
+    pub fn wait_for_root_key(&self) -> Option<RootKey> {
         let mut state = self.state();
-        *state = State::Locked;
+        if !matches!(*state, State::Stopping) {
+            *state = State::Locked;
+        }
         loop {
             state = match std::mem::replace(&mut *state, State::Starting) {
-                State::Brought(root) => return root,
+                State::Brought(root) => return Some(root),
+                State::Stopping => {
+                    *state = State::Stopping;
+                    return None;
+                }
                 other => {
                     *state = other;
                     let woken = self.changed.wait(state);
@@ -309,6 +354,15 @@ impl Admin {
                 }
             };
         }
+    }
+
+    /// Nobody waits for a root key any more.
+    pub fn stop_waiting(&self) {
+        let mut state = self.state();
+        if !matches!(*state, State::Open(_)) {
+            *state = State::Stopping;
+        }
+        self.changed.notify_all();
     }
 
     /// Does what was asked. What takes long calls `tell` with how far it is.
@@ -334,6 +388,7 @@ impl Admin {
                     *state = State::Brought(root);
                     self.changed.notify_all();
                 }
+                State::Stopping => return Err(Answer::Error("the server is stopping".into())),
                 State::Starting | State::Brought(_) => {}
             }
             let left = end.saturating_duration_since(Instant::now());
@@ -374,21 +429,30 @@ impl Admin {
     }
 
     fn perform_on(&self, open: &Open, request: Request, tell: &mut dyn FnMut(String)) -> Answer {
+        let opens_or_locks = matches!(
+            request,
+            Request::KeyDisable { .. }
+                | Request::KeyEnable { .. }
+                | Request::KeyDelete { .. }
+                | Request::KmsSeal
+                | Request::KmsUnseal { .. }
+                | Request::KmsRestore { .. }
+        );
+        let answer = self.carry_out(open, request, tell);
+        if opens_or_locks && let Some(keeper) = open.store.keeper() {
+            keeper.settle();
+        }
+        answer
+    }
+
+    fn carry_out(&self, open: &Open, request: Request, tell: &mut dyn FnMut(String)) -> Answer {
         let kms = &open.kms;
         match request {
             Request::KeyCreate { name } => open.one(kms.create_key(&name)),
             Request::KeyList { prefix } => keys(kms.list_keys(&prefix)),
             Request::KeyStatus { name } => open.one(kms.describe_key(&name)),
             Request::KeyRotate { name } => open.one(kms.rotate_key(&name)),
-            Request::KeyRewrap { name, retire } => match &open.objects {
-                None => Answer::Error(
-                    "there are no objects here: what is sealed under these keys lies elsewhere".into(),
-                ),
-                Some(objects) => match objects.rewrap(kms, &name, retire, tell) {
-                    Ok(said) => Answer::Done(said),
-                    Err(reason) => Answer::Error(reason),
-                },
-            },
+            Request::KeyRewrap { name, retire } => open.rewrap(&name, retire, tell),
             Request::KeyDisable { name } => open.one(kms.disable_key(&name)),
             Request::KeyEnable { name } => open.one(kms.enable_key(&name)),
             Request::KeyDelete { name, after_ms } => {
@@ -398,11 +462,7 @@ impl Admin {
                 open.one(kms.delete_key(&name, when))
             }
             Request::KmsStatus => Answer::Status(status(kms)),
-            Request::StoreStatus => match self.store.get().map(Observer::usage) {
-                Some(Ok(usage)) => Answer::Store(StoreStatus::new("running", &usage, kms)),
-                Some(Err(e)) => Answer::Error(e.to_string()),
-                None => Answer::Error("there is no store here, only keys".into()),
-            },
+            Request::StoreStatus => open.store_status(),
             Request::KmsSeal => done(kms.seal().map(|()| sealed())),
             Request::KmsUnseal { root } => self.with_root(root.as_ref(), |root| {
                 done(kms.unseal(root).map(|()| "unsealed".into()))
@@ -509,19 +569,67 @@ impl Open {
             Ok(key) => key,
             Err(e) => return Answer::Error(e.to_string()),
         };
-        let protects = self
-            .objects
-            .as_ref()
-            .map(|objects| objects.under(&key.name, key.version))
-            .transpose();
-        match protects {
-            Ok(protects) => Answer::Keys(vec![Key {
+        let protects = match &self.store {
+            // A store that is locked meanwhile cannot tell, and what is changed is changed.
+            Store::Open { objects, .. } => objects.under(&key.name, key.version).ok(),
+            Store::None | Store::Locked { .. } => None,
+        };
+        let keeper = self.store.keeper();
+        match keeper.map_or(Ok(false), |keeper| keeper.stands_under(&key.name)) {
+            Ok(holds_store_key) => Answer::Keys(vec![Key {
                 protects: protects.map(Protects::from),
+                holds_store_key,
                 ..Key::from(key)
             }]),
             Err(reason) => Answer::Error(reason),
         }
     }
+
+    fn rewrap(&self, name: &str, retire: bool, tell: &mut dyn FnMut(String)) -> Answer {
+        let (keeper, objects) = match &self.store {
+            Store::None => {
+                return Answer::Error(
+                    "there are no objects here: what is sealed under these keys lies elsewhere"
+                        .into(),
+                );
+            }
+            Store::Locked { why, .. } => return Answer::Error(locked(why)),
+            Store::Open {
+                keeper, objects, ..
+            } => (keeper, objects),
+        };
+        // Before anything is destroyed: all of the store hangs on it.
+        let done = keeper.renew(name).and_then(|renewed| {
+            if renewed {
+                tell(format!("the store key is under the current version of {name}"));
+            }
+            objects.rewrap(&self.kms, name, retire, tell)
+        });
+        match done {
+            Ok(said) => Answer::Done(said),
+            Err(reason) => Answer::Error(reason),
+        }
+    }
+
+    fn store_status(&self) -> Answer {
+        match &self.store {
+            Store::Locked { why, .. } => Answer::Error(locked(why)),
+            Store::Open {
+                observer: Some(observer),
+                ..
+            } => match observer.usage() {
+                Ok(usage) => Answer::Store(StoreStatus::new("running", &usage, &self.kms)),
+                Err(e) => Answer::Error(e.to_string()),
+            },
+            Store::None | Store::Open { observer: None, .. } => {
+                Answer::Error("there is no store here, only keys".into())
+            }
+        }
+    }
+}
+
+fn locked(why: &str) -> String {
+    format!("the store is locked: {why}")
 }
 
 impl From<Protected> for Protects {
@@ -551,9 +659,20 @@ fn done(done: Result<String, Error>) -> Answer {
     }
 }
 
-/// Serves the socket on threads of its own, for as long as the process lives.
-pub fn serve(admin: Arc<Admin>) -> io::Result<()> {
+/// The socket's name in the data directory, which goes with this.
+pub struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Absent, or it stays and the next start replaces it.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Serves the socket on threads of its own, for as long as the process lives. It is to be dropped before the directory's lock.
+pub fn serve(admin: Arc<Admin>) -> io::Result<Socket> {
     let listener = bind(&admin.data_dir)?;
+    let socket = Socket(admin.data_dir.join(SOCKET));
     let open = Arc::new(AtomicUsize::new(0));
     std::thread::Builder::new()
         .name("admin".into())
@@ -578,13 +697,7 @@ pub fn serve(admin: Arc<Admin>) -> io::Result<()> {
                 }
             }
         })?;
-    Ok(())
-}
-
-/// Removes the socket, at the end of the process that holds the directory's lock.
-pub fn remove(data_dir: &Path) {
-    // Absent, or it stays and the next start replaces it.
-    let _ = fs::remove_file(data_dir.join(SOCKET));
+    Ok(socket)
 }
 
 /// Asks the server that runs on `data_dir`; none where none does. Calls `tell` with what it says before it answers.
@@ -754,8 +867,8 @@ mod tests {
         let root = RootKey::generate();
         let kms = Arc::new(Kms::open(&long, root.clone()).unwrap());
         let admin = Arc::new(Admin::new(&long));
-        serve(Arc::clone(&admin)).unwrap();
-        admin.open(Arc::clone(&kms), None);
+        let _socket = serve(Arc::clone(&admin)).unwrap();
+        admin.open(Arc::clone(&kms), Store::None);
         assert!(
             matches!(ask(&long, &created("payroll")).unwrap(), Some(Answer::Keys(keys)) if keys[0].name == "payroll")
         );
@@ -794,8 +907,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let kms = Arc::new(Kms::open(dir.path(), RootKey::generate()).unwrap());
         let admin = Arc::new(Admin::new(dir.path()));
-        admin.open(kms, None);
-        serve(admin).unwrap();
+        admin.open(kms, Store::None);
+        let _socket = serve(admin).unwrap();
         let _silent = with_short_path(dir.path(), |path| UnixStream::connect(path)).unwrap();
         let begun = std::time::Instant::now();
         assert!(ask(dir.path(), &created("a")).unwrap().is_some());
@@ -808,13 +921,13 @@ mod tests {
         let root = RootKey::generate();
         drop(Kms::open(dir.path(), root.clone()).unwrap());
         let admin = Arc::new(Admin::new(dir.path()));
-        serve(Arc::clone(&admin)).unwrap();
+        let _socket = serve(Arc::clone(&admin)).unwrap();
         let starting = std::thread::spawn({
             let (admin, dir) = (Arc::clone(&admin), dir.path().to_owned());
             move || {
-                let root = admin.wait_for_root_key();
+                let root = admin.wait_for_root_key().unwrap();
                 let kms = Kms::open_existing(&dir, root).unwrap();
-                admin.open(Arc::new(kms), None);
+                admin.open(Arc::new(kms), Store::None);
             }
         });
         while !matches!(*admin.state(), State::Locked) {

@@ -3,24 +3,22 @@
 use std::sync::Arc;
 
 use glommio::{LocalExecutorBuilder, Placement};
+use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, Usage, tally_at_rest};
-use strongroom_kms::Kms;
 
 use crate::rewrap::Objects;
 use crate::{limits, serve, work};
 
 /// What stands under each key.
-pub fn tally(dir: &DataDir, kms: &Kms) -> Result<Objects, String> {
-    let key = serve::store_key(dir, kms)?;
-    tally_at_rest(dir, &key)
+pub fn tally(dir: &DataDir, key: &Secret) -> Result<Objects, String> {
+    tally_at_rest(dir, key)
         .map(Objects::AtRest)
         .map_err(|e| e.to_string())
 }
 
 /// What the store holds and takes.
-pub fn usage(dir: &DataDir, kms: &Kms) -> Result<Usage, String> {
-    let key = serve::store_key(dir, kms)?;
-    let engine = serve::open_engine(dir, &key, 1, 0)?;
+pub fn usage(dir: &DataDir, key: &Secret) -> Result<Usage, String> {
+    let engine = serve::open_engine(dir, key, 1, 0)?;
     let usage = engine.usage().map_err(|e| e.to_string());
     engine.close();
     usage
@@ -29,12 +27,11 @@ pub fn usage(dir: &DataDir, kms: &Kms) -> Result<Usage, String> {
 /// Opens the store, calls `with` on its objects, and closes it.
 pub fn with_objects<T>(
     dir: &DataDir,
-    kms: &Kms,
+    key: &Secret,
     with: impl FnOnce(Arc<Objects>) -> T,
 ) -> Result<T, String> {
-    let key = serve::store_key(dir, kms)?;
     let cores = serve::shard_cores(None);
-    let engine = serve::open_engine(dir, &key, cores.len(), 0)?;
+    let engine = serve::open_engine(dir, key, cores.len(), 0)?;
     let (shards, inboxes) = work::channels(cores.len());
     let mut running = Vec::new();
     for (id, (inbox, core)) in inboxes.into_iter().zip(cores).enumerate() {

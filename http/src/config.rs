@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::key_service;
 use crate::service::proxy::Network;
+use crate::store_key::MetadataKey;
 
 /// How ETags of objects whose ETag is an MD5 on S3 are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -138,6 +139,13 @@ pub struct Serve {
     /// Age at which multipart uploads nobody completed are aborted
     #[arg(long, env = "STRONGROOM_STALE_UPLOADS", default_value = "7d", value_parser = parse_duration)]
     pub stale_uploads: Duration,
+
+    /// What the key of the index stands under, and with it listings and HEAD: the root key, so that they work while the key service
+    /// is sealed or down, or the default key of the key service and nothing else, so that whatever locks or deletes that key locks
+    /// or erases the whole store. Moves the key of a store that is there; the key service has to be reachable for it, both
+    /// ways [default: as the store is; local for a new one]
+    #[arg(long, env = "STRONGROOM_METADATA_KEY")]
+    pub metadata_key: Option<MetadataKey>,
 
     #[command(flatten)]
     pub key_service: key_service::Options,

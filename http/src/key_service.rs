@@ -60,6 +60,17 @@ pub enum KmsOutage {
     ReadsFromCache(Duration),
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            options: Options,
+        }
+        <Alone as clap::Parser>::parse_from(["strongroom"]).options
+    }
+}
+
 impl Options {
     fn keys(&self) -> KeysOptions {
         KeysOptions {
@@ -198,6 +209,16 @@ impl KeyService {
             }
         });
         Keys::new(Arc::clone(&self.kms), kes, self.options)
+    }
+
+    /// The keystore.
+    pub fn kms(&self) -> &Arc<Kms> {
+        &self.kms
+    }
+
+    /// Whether new data keys come from KES.
+    pub fn is_at_kes(&self) -> bool {
+        self.kes.is_some()
     }
 
     /// The state of keys in a word, for the health routes.

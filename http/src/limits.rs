@@ -127,6 +127,16 @@ pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 pub const ADMIN_CONNECTIONS_MAX: usize = 16;
 /// What waits for a client looks so often whether its key still stands.
 pub const KEY_CHECK: Duration = Duration::from_millis(500);
+/// What still uses a store that is being locked has so long to let go, and is looked at so often.
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+/// See [`CLOSE_PATIENCE`].
+pub const CLOSE_LOOK: Duration = Duration::from_millis(5);
+/// A locked store is tried to be opened so often.
+pub const LOCKED_LOOK: Duration = Duration::from_secs(1);
+/// Nothing can lock a store whose key stands under the root key.
+pub const OPEN_LOOK: Duration = Duration::from_secs(3600);
+/// A command that takes a key away, or brings one, waits so long until the store is locked or open.
+pub const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 /// Keys whose waiting period is over are looked for so often.
 pub const DUE_KEYS_POLL: Duration = Duration::from_secs(1);
 /// The same after they could not be destroyed.

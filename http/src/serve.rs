@@ -1,49 +1,49 @@
 //! `strongroom serve`: opens everything in order, serves on every core, and ends in order.
 //!
-//! The order of a start: the directory and its lock, the port, keys, the store, certificates, shards. The order of an end:
-//! no new connections, requests under way up to the time-out, shards, the store.
+//! The order of a start: the directory and its lock, the port, certificates, the cores, which from then on answer why nothing is
+//! served yet; then keys, and the store. The order of an end: no new connections, requests under way up to the time-out, shards, the store.
+//!
+//! Where the store key stands under the key service alone, the store is opened when that key can be had, and closed as a whole when
+//! it cannot any more: a locked store has no record, no key and no cache of records in memory. What was begun and not committed is
+//! lost as in a crash; the process and its connections stay.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU64;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use rustix::process::{Resource, Rlimit};
-use rustls::ServerConfig;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
 use strongroom_engine::simd::{self, cpu, md5};
-use strongroom_engine::{DataDir, Engine, EngineOptions, Observer, ShardSeed, Superblock};
+use strongroom_engine::{DataDir, Engine, EngineOptions};
 use strongroom_kms::{
-    Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey,
+    Caller, DEFAULT_KEY, Error, Generated, KeyLease, Keys, KeysOptions, Kms, Outage, RootKey,
 };
 
-use crate::admin::Admin;
+use crate::admin::{self, Admin};
 use crate::cli::offline::LocalKeys;
 use crate::config::{self, CredentialsFrom, RootCredentials, Serve};
-use crate::conn::{self, Drain};
-use crate::health::Health;
+use crate::conn;
+use crate::cores::{Cores, Plan};
+use crate::health::{Health, State};
 use crate::key_service::KeyService;
 use crate::metrics::{self, Metrics};
 use crate::rewrap::Objects;
-use crate::service::{Domains, KmsApi, Service, Settings};
+use crate::service::{Domains, Settings};
+use crate::store_key::{Settle, Shut, StoreKeeper, StoreKey};
 use crate::tls::{Certificates, default_names};
-use crate::work::{self, Inbox};
-use crate::{admin, auth, limits, ops, root_key};
-
-const STORE_KEY: &[u8] = b"store key";
+use crate::{auth, limits, ops, root_key, work};
 
 /// Serves until told to stop.
 pub fn run(options: Serve) -> Result<(), String> {
     prepare_process();
     deny_features()?;
-    let dir = lock(&options.data_dir)?;
+    let dir = Arc::new(lock(&options.data_dir)?);
     let shards = shard_cores(options.shards);
     let listeners = bind(options.address, shards.len()).map_err(|e| {
         format!(
@@ -54,13 +54,35 @@ pub fn run(options: Serve) -> Result<(), String> {
     let address = listeners[0].local_addr().map_err(|e| e.to_string())?;
     let root = RootCredentials::load_or_make(dir.path())?;
     let admin = Arc::new(Admin::new(dir.path()));
-    admin::serve(Arc::clone(&admin))
+    let socket = admin::serve(Arc::clone(&admin))
         .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
-    let OpenedStore {
-        kms,
-        store_key,
-        is_new,
-    } = open_store_key(&dir, &admin)?;
+    let (events, told) = mpsc::channel();
+    watch_signals(events.clone(), Arc::clone(&admin))?;
+    let certificates = open_certificates(&options, dir.path())?.map(Arc::new);
+    let tls = certificates
+        .as_ref()
+        .map(|c| c.server_config())
+        .transpose()
+        .map_err(|e| e.to_string())?;
+    let health = Arc::new(Health::default());
+    let metrics = open_metrics(&options, Arc::clone(&admin))?;
+    let plan = Arc::new(Plan {
+        ops: ops::Config::of(&options),
+        settings: settings(&options, &root, Arc::clone(&health), metrics),
+        tls,
+        stale_uploads: options.stale_uploads,
+    });
+    let cores = Cores::start(&plan, listeners, &shards)?;
+    if let Some(certificates) = &certificates {
+        watch(Arc::clone(certificates));
+    }
+
+    let is_new = dir.superblock().map_err(|e| e.to_string())?.is_none();
+    let waits = || health.set(State::Locked("it waits for its root key".into()));
+    let Some(kms) = open_keystore(dir.path(), is_new, &admin, waits)?.map(Arc::new) else {
+        return Ok(());
+    };
+    health.set(State::Starting);
     let keys = KeyService::open(
         &options.key_service,
         &options.certs_dir(),
@@ -68,52 +90,202 @@ pub fn run(options: Serve) -> Result<(), String> {
         is_new,
     )?;
     let keys = Arc::new(keys);
-    let mut engine = open_engine(&dir, &store_key, shards.len(), options.cache_bytes())?;
-    if let Some(rate) = NonZeroU64::new(options.scrub_rate) {
-        let kms = Arc::clone(&kms);
-        let keys = || LocalKeys(Keys::new(kms, None, KeysOptions::default()));
-        engine.start_scrub(rate, keys).map_err(|e| e.to_string())?;
-    }
-    admin.show(engine.observer());
-    let certificates = open_certificates(&options, dir.path())?;
-    let (shards_at_work, inboxes) = work::channels(shards.len());
-    let objects = Arc::new(Objects::Served(shards_at_work));
-    admin.open(Arc::clone(&kms), Some(objects));
-    watch_deletions(Arc::clone(&kms));
-
-    let tls = certificates
-        .as_ref()
-        .map(|c| c.server_config())
-        .transpose()
-        .map_err(|e| e.to_string())?;
-    let signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| e.to_string())?;
     let key_state = Arc::clone(&keys);
-    let health = Arc::new(Health::new(move || key_state.word()));
-    let metrics = open_metrics(&options, engine.observer(), Arc::clone(&kms))?;
-    let plan = Arc::new(Plan {
-        ops: ops::Config::of(&options),
-        settings: settings(&options, &root, Arc::clone(&health), metrics),
+    health.set_keys(move || key_state.word());
+    keys.watch_certificates();
+    watch_deletions(Arc::clone(&kms));
+    let keeper = StoreKeeper::of_server(
+        Arc::clone(&dir),
+        Arc::clone(&kms),
+        cores.give_keys(&keys),
+        move |settle| events.send(Event::Settle(settle)).is_ok(),
+    );
+    let mut house = House {
+        shards: shards.len(),
+        drain_timeout: options.drain_timeout,
         options,
+        dir,
         kms,
-        keys,
-        tls,
-    });
-    let running = start_shards(&plan, &engine, listeners, inboxes, &shards)?;
-    health.set_live(true);
-    let certificates = certificates.map(Arc::new);
-    if let Some(certificates) = &certificates {
-        watch(Arc::clone(certificates));
-    }
-    plan.keys.watch_certificates();
-    announce(&plan, address, dir.path(), &root, certificates.as_deref())?;
-    wait_for_signal(signals);
-    drain(running, plan.options.drain_timeout);
-    engine.close();
-    admin::remove(dir.path());
+        admin,
+        health,
+        cores,
+        keeper: Arc::new(keeper),
+        store: None,
+        told_why: None,
+    };
+    let announce = |house: &House| {
+        announce(house, address, &root, keys.describe(), certificates.as_deref())
+    };
+    house.live(&told, announce)?;
+    house.end();
+    drop(socket);
     tracing::info!("closed");
     // Shards still hold connections that outlived the time-out; they end with the process.
-    drop(dir);
     std::process::exit(0);
+}
+
+/// What the main thread waits for.
+enum Event {
+    Stop,
+    Settle(Settle),
+}
+
+/// A server with its keys, whose store opens and closes.
+struct House {
+    options: Serve,
+    shards: usize,
+    drain_timeout: Duration,
+    dir: Arc<DataDir>,
+    kms: Arc<Kms>,
+    admin: Arc<Admin>,
+    health: Arc<Health>,
+    cores: Cores,
+    keeper: Arc<StoreKeeper>,
+    store: Option<OpenStore>,
+    /// Why the store is locked, as it was logged last.
+    told_why: Option<String>,
+}
+
+struct OpenStore {
+    engine: Engine,
+    lease: Option<KeyLease>,
+}
+
+impl House {
+    /// Keeps the store open while its key can be had, until told to stop. Calls `announce` once it was opened for the first time.
+    fn live(
+        &mut self,
+        told: &mpsc::Receiver<Event>,
+        announce: impl FnOnce(&House) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let mut announce = Some(announce);
+        loop {
+            self.settle()?;
+            if self.store.is_some()
+                && let Some(announce) = announce.take()
+            {
+                announce(self)?;
+            }
+            match told.recv_timeout(self.pause()) {
+                Ok(Event::Settle(Settle(done))) => {
+                    self.settle()?;
+                    // Whoever asked may be gone.
+                    let _ = done.send(());
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    /// How long until the next look at the store key.
+    fn pause(&self) -> Duration {
+        match &self.store {
+            None => limits::LOCKED_LOOK,
+            Some(OpenStore { lease: Some(_), .. }) => limits::KEY_CHECK,
+            Some(OpenStore { lease: None, .. }) => limits::OPEN_LOOK,
+        }
+    }
+
+    /// Opens or locks the store, as its key says.
+    fn settle(&mut self) -> Result<(), String> {
+        match &self.store {
+            Some(store) => match store.lease.as_ref().map(KeyLease::check) {
+                Some(Err(why)) => self.lock(&why),
+                Some(Ok(())) | None => {}
+            },
+            None => match self.keeper.open_or_make(self.options.metadata_key) {
+                Ok(key) => self.open(key)?,
+                Err(Shut::Key(why)) => self.stay_locked(&why),
+                // A start is refused; a server that runs waits for better.
+                Err(Shut::Broken(why)) if self.told_why.is_none() => return Err(why),
+                Err(Shut::Broken(why)) => self.tell(format!("the store stays locked: {why}")),
+            },
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, key: StoreKey) -> Result<(), String> {
+        let cache = self.options.cache_bytes();
+        let mut engine = open_engine(&self.dir, &key.secret, self.shards, cache)?;
+        if let Some(rate) = NonZeroU64::new(self.options.scrub_rate) {
+            let kms = Arc::clone(&self.kms);
+            let keys = || LocalKeys::here(Keys::new(kms, None, KeysOptions::default()));
+            engine.start_scrub(rate, keys).map_err(|e| e.to_string())?;
+        }
+        let (shards, inboxes) = work::channels(self.shards);
+        self.cores.open(&engine, inboxes)?;
+        let store = admin::Store::Open {
+            keeper: Arc::clone(&self.keeper),
+            objects: Arc::new(Objects::Served(shards)),
+            observer: Some(engine.observer()),
+        };
+        self.admin.open(Arc::clone(&self.kms), store);
+        self.health.set(State::Live);
+        if self.told_why.take().is_some() {
+            tracing::info!("the store is open");
+        }
+        self.store = Some(OpenStore {
+            engine,
+            lease: key.lease,
+        });
+        Ok(())
+    }
+
+    /// Closes the store. When this returns nothing of it is served, and nothing that opens it is in memory.
+    fn lock(&mut self, why: &Error) {
+        self.stay_locked(why);
+        self.cores.close();
+        if let Some(store) = self.store.take()
+            && !store.engine.close_and_forget(limits::CLOSE_PATIENCE)
+        {
+            tracing::error!(
+                "something still holds the store that has to be locked, so the server ends: its memory goes with it"
+            );
+            std::process::exit(75);
+        }
+    }
+
+    fn stay_locked(&mut self, why: &Error) {
+        let words = words(why);
+        self.tell(format!(
+            "the store is locked, since its key stands under the key service alone (--metadata-key kms): {why}"
+        ));
+        self.health.set(State::Locked(words.clone()));
+        let store = admin::Store::Locked {
+            keeper: Arc::clone(&self.keeper),
+            why: words,
+        };
+        self.admin.open(Arc::clone(&self.kms), store);
+    }
+
+    /// Logs why the store is locked, once.
+    fn tell(&mut self, why: String) {
+        if self.told_why.as_ref() != Some(&why) {
+            tracing::warn!("{why}");
+            self.told_why = Some(why);
+        }
+    }
+
+    fn end(self) {
+        self.cores.stop(self.drain_timeout);
+        if let Some(store) = self.store {
+            store.engine.close();
+        }
+    }
+}
+
+/// Why a store is locked, in words that name nothing: they are for everybody.
+fn words(why: &Error) -> String {
+    match why {
+        Error::Outage(Outage::Sealed) => "the key service is sealed".into(),
+        Error::Outage(Outage::Lost(_)) => "the keystore is lost".into(),
+        Error::Outage(Outage::Unreachable(_)) => "the key service cannot be reached".into(),
+        Error::KeyState { problem, .. } => format!("its key {problem}"),
+        Error::Caller(_) | Error::Corrupt(_) | Error::Environment(_) => {
+            "its key does not open".into()
+        }
+    }
 }
 
 /// Takes a data directory. A command that works without a server holds its lock a moment, so one in use is asked for again,
@@ -158,19 +330,12 @@ pub(crate) fn bind(address: SocketAddr, shards: usize) -> std::io::Result<Vec<Tc
     }
 }
 
-/// What every shard is made from.
-struct Plan {
-    options: Serve,
-    ops: ops::Config,
-    settings: Settings,
-    kms: Arc<Kms>,
-    keys: Arc<KeyService>,
-    tls: Option<Arc<ServerConfig>>,
-}
-
-fn open_metrics(options: &Serve, store: Observer, kms: Arc<Kms>) -> Result<Arc<Metrics>, String> {
+fn open_metrics(options: &Serve, admin: Arc<Admin>) -> Result<Arc<Metrics>, String> {
     let token = config::metrics_token(options.metrics_token_file.as_deref())?;
-    let others = move |text: &mut metrics::Text| metrics::store_families(text, &store, &kms);
+    let others = move |text: &mut metrics::Text| {
+        let (store, kms) = admin.seen();
+        metrics::store_families(text, store.as_ref(), kms.as_deref());
+    };
     Ok(Arc::new(Metrics::new(token, others)))
 }
 
@@ -223,22 +388,35 @@ pub(crate) fn shard_cores(wanted: Option<u16>) -> Vec<usize> {
     (0..count).map(|i| allowed[i % allowed.len()]).collect()
 }
 
-/// Opens the keystore of a data directory this process holds. On a first start it and the root key may be made.
-fn open_keystore(dir: &Path, first_start: bool, admin: &Admin) -> Result<(Kms, Generated), String> {
+/// Opens the keystore of a data directory this process holds; none where it was told to end meanwhile. On a first start it, the
+/// root key and the default key may be made. `waits` is called before somebody is waited for.
+fn open_keystore(
+    dir: &Path,
+    first_start: bool,
+    admin: &Admin,
+    waits: impl FnOnce(),
+) -> Result<Option<Kms>, String> {
     if first_start {
         let (root, generated) = root_key::find_or_make(dir)?;
         let kms = Kms::open(dir, root).map_err(|e| e.to_string())?;
-        return Ok((kms, generated));
+        if generated == Generated::Yes {
+            warn_of_new_root_key(dir);
+        }
+        // The keystore can be there before the store: a restored one, or that of a key server.
+        return match kms.create_key(DEFAULT_KEY) {
+            Ok(_) | Err(Error::Caller(Caller::KeyExists(_))) => Ok(Some(kms)),
+            Err(e) => Err(e.to_string()),
+        };
     }
-    let root = root_key_or_wait(dir, admin)?;
+    let Some(root) = root_key_or_wait(dir, admin, waits)? else {
+        return Ok(None);
+    };
     // A keystore that is gone must not be replaced by an empty one.
     let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
     if let Some(outage @ Outage::Lost(_)) = kms.outage() {
-        tracing::error!(
-            "{outage}. Until then what needs a key answers 503; listings and HEAD work"
-        );
+        tracing::error!("{outage}. Until then what needs a key answers 503");
     }
-    Ok((kms, Generated::No))
+    Ok(Some(kms))
 }
 
 /// What whoever made a root key by starting the server has to know.
@@ -251,12 +429,18 @@ pub(crate) fn warn_of_new_root_key(dir: &Path) {
     );
 }
 
-/// The root key of a keystore that is there; where it is kept by people, they are waited for.
-pub(crate) fn root_key_or_wait(dir: &Path, admin: &Admin) -> Result<RootKey, String> {
+/// The root key of a keystore that is there; where it is kept by people, they are waited for. None where the process is told to
+/// end before they come.
+pub(crate) fn root_key_or_wait(
+    dir: &Path,
+    admin: &Admin,
+    waits: impl FnOnce(),
+) -> Result<Option<RootKey>, String> {
     match root_key::find(dir)? {
-        Some(root) => Ok(root),
+        Some(root) => Ok(Some(root)),
         None if root_key::can_be_brought(dir) => {
             tracing::warn!("{}", admin::LOCKED);
+            waits();
             Ok(admin.wait_for_root_key())
         }
         None => Err(root_key::missing(dir)),
@@ -290,69 +474,6 @@ pub(crate) fn watch_deletions(kms: Arc<Kms>) {
     if let Err(e) = spawned {
         tracing::error!("keys will be destroyed at the next start only: {e}");
     }
-}
-
-struct OpenedStore {
-    kms: Arc<Kms>,
-    store_key: Secret,
-    /// Whether this is the first start.
-    is_new: bool,
-}
-
-/// The keystore and the key of the store; both are made on a first start.
-fn open_store_key(dir: &DataDir, admin: &Admin) -> Result<OpenedStore, String> {
-    let superblock = dir.superblock().map_err(|e| e.to_string())?;
-    let first_start = superblock.is_none();
-    let (kms, generated) = open_keystore(dir.path(), first_start, admin)?;
-    if generated == Generated::Yes {
-        warn_of_new_root_key(dir.path());
-    }
-    let store_key = match superblock {
-        Some(superblock) => unwrap_store_key(dir, &kms, &superblock)?,
-        None => {
-            // The keystore can be there before the store: a restored one, or that of a key server.
-            match kms.create_key(DEFAULT_KEY) {
-                Ok(_) | Err(Error::Caller(Caller::KeyExists(_))) => {}
-                Err(e) => return Err(e.to_string()),
-            }
-            let key = Secret::random();
-            let mut id = [0; 16];
-            getrandom::fill(&mut id).map_err(|e| e.to_string())?;
-            dir.create(id, &kms.wrap_local(STORE_KEY, key.expose()))
-                .map_err(|e| e.to_string())?;
-            key
-        }
-    };
-    Ok(OpenedStore {
-        kms: Arc::new(kms),
-        store_key,
-        is_new: first_start,
-    })
-}
-
-/// The key of a store that is there.
-pub(crate) fn store_key(dir: &DataDir, kms: &Kms) -> Result<Secret, String> {
-    let superblock = dir
-        .superblock()
-        .map_err(|e| e.to_string())?
-        .ok_or_else(|| format!("there is no store in {}", dir.path().display()))?;
-    unwrap_store_key(dir, kms, &superblock)
-}
-
-pub(crate) fn unwrap_store_key(
-    dir: &DataDir,
-    kms: &Kms,
-    superblock: &Superblock,
-) -> Result<Secret, String> {
-    let opened = kms
-        .unwrap_local(STORE_KEY, &superblock.wrapped_store_key)
-        .map_err(|e| {
-            format!(
-                "the store key in {} does not open: {e}",
-                dir.superblock_path().display()
-            )
-        })?;
-    Ok(Secret::new(*opened.expose()))
 }
 
 pub(crate) fn open_engine(
@@ -419,155 +540,34 @@ fn watch(certificates: Arc<Certificates>) {
     }
 }
 
-/// One shard, seen from the main thread.
-struct Running {
-    stop: futures_channel::oneshot::Sender<()>,
-    stopped: mpsc::Receiver<()>,
-}
-
-fn start_shards(
-    plan: &Arc<Plan>,
-    engine: &Engine,
-    listeners: Vec<TcpListener>,
-    inboxes: Vec<Inbox>,
-    cores: &[usize],
-) -> Result<Vec<Running>, String> {
-    let mut running = Vec::new();
-    let doors = listeners.into_iter().zip(inboxes);
-    for (id, (door, core)) in doors.zip(cores).enumerate() {
-        let (stop, stopping) = futures_channel::oneshot::channel();
-        let (started, starting) = mpsc::channel();
-        let (stopped_sender, stopped) = mpsc::channel();
-        let plan = Arc::clone(plan);
-        let seed = engine.shard(id);
-        LocalExecutorBuilder::new(Placement::Fixed(*core))
-            .name(&format!("shard-{id}"))
-            .io_memory(limits::RING_MEMORY_BYTES)
-            .blocking_thread_pool_placement(PoolPlacement::Unbound(limits::HELPER_THREADS))
-            .spin_before_park(Duration::ZERO)
-            .spawn(move || async move { shard(id, &plan, seed, door, started, stopping, stopped_sender).await })
-            .map_err(|e| {
-                format!("shard {id} cannot start: {e} (if memory cannot be locked, raise `ulimit -l`; if rings are forbidden, allow io_uring)")
-            })?;
-        match starting.recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(reason)) => return Err(format!("shard {id} cannot start: {reason}")),
-            Err(_) => return Err(format!("shard {id} ended while starting")),
-        }
-        running.push(Running { stop, stopped });
-    }
-    Ok(running)
-}
-
-async fn shard(
-    id: usize,
-    plan: &Plan,
-    seed: ShardSeed,
-    (listener, inbox): (TcpListener, Inbox),
-    started: mpsc::Sender<Result<(), String>>,
-    stopping: futures_channel::oneshot::Receiver<()>,
-    stopped: mpsc::Sender<()>,
-) {
-    let store = match seed.open().await {
-        Ok(store) => store,
-        Err(e) => {
-            // The main thread waits for just this.
-            let _ = started.send(Err(e.to_string()));
-            return;
-        }
-    };
-    let keys = Rc::new(plan.keys.keys());
-    glommio::spawn_local({
-        let (service, keys) = (Arc::clone(&plan.keys), Rc::clone(&keys));
-        async move { service.tend(&keys, id).await }
-    })
-    .detach();
-    let operations = ops::Store::new(store.clone(), Rc::clone(&keys), plan.ops.clone());
-    let service = Service::new(
-        operations.clone(),
-        operations.routes(),
-        plan.settings.clone(),
-        Some(KmsApi::new(Arc::clone(&plan.kms), keys)),
-    );
-    let downloads = operations.clone();
-    glommio::spawn_local(async move { downloads.watch_downloads().await }).detach();
-    let drain = Drain::new();
-    if id == 0 {
-        let store = store.clone();
-        let age = plan.options.stale_uploads;
-        glommio::spawn_local(async move {
-            loop {
-                match store.abort_stale_uploads(age).await {
-                    Ok(0) => {}
-                    Ok(n) => tracing::info!("aborted {n} multipart uploads that nobody completed"),
-                    Err(e) => tracing::warn!("looking for stale multipart uploads: {e}"),
-                }
-                glommio::timer::sleep(limits::STALE_UPLOADS_POLL).await;
+/// Tells the main thread to stop on the first signal, and ends the process on the second.
+fn watch_signals(events: mpsc::Sender<Event>, admin: Arc<Admin>) -> Result<(), String> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| e.to_string())?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            let mut signals = signals.forever();
+            if let Some(signal) = signals.next() {
+                tracing::info!("signal {signal}: finishing what is under way");
+                admin.stop_waiting();
+                // A main thread that is gone is at its end already.
+                let _ = events.send(Event::Stop);
+            }
+            if signals.next().is_some() {
+                tracing::warn!("told twice: ending at once");
+                std::process::exit(1);
             }
         })
-        .detach();
-    }
-    let _ = started.send(Ok(()));
-    let serving = conn::serve(
-        listener,
-        conn::Shard {
-            tls: plan.tls.clone(),
-            drain: drain.clone(),
-            make: move |peer| service.for_peer(peer),
-        },
-    );
-    let (stop_work, work_stops) = futures_channel::oneshot::channel::<()>();
-    let told = async {
-        // A main thread that is gone means the same.
-        let _ = stopping.await;
-        drain.begin();
-        drop(stop_work);
-    };
-    let working = inbox.work(store.clone(), async {
-        let _ = work_stops.await;
-    });
-    futures_util::future::join3(serving, told, working).await;
-    drain.below(1).await;
-    store.close().await;
-    let _ = stopped.send(());
-}
-
-fn wait_for_signal(mut signals: Signals) {
-    if let Some(signal) = signals.forever().next() {
-        tracing::info!("signal {signal}: finishing what is under way");
-    }
-    std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            tracing::warn!("told twice: ending at once");
-            std::process::exit(1);
-        }
-    });
-}
-
-fn drain(running: Vec<Running>, limit: Duration) {
-    let end = Instant::now() + limit;
-    let stopped: Vec<_> = running
-        .into_iter()
-        .map(|shard| {
-            // A shard that ended by itself needs no telling.
-            let _ = shard.stop.send(());
-            shard.stopped
-        })
-        .collect();
-    for stopped in stopped {
-        let left = end.saturating_duration_since(Instant::now());
-        if let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(left) {
-            tracing::warn!("requests still under way after {limit:?} are cut off");
-        }
-    }
+        .map(drop)
+        .map_err(|e| format!("a thread for signals cannot start: {e}"))
 }
 
 /// Tells whoever started the server what to do next.
 fn announce(
-    plan: &Plan,
+    house: &House,
     address: SocketAddr,
-    data_dir: &Path,
     root: &RootCredentials,
+    keys: &str,
     certificates: Option<&Certificates>,
 ) -> Result<(), String> {
     let scheme = if certificates.is_some() {
@@ -599,13 +599,12 @@ fn announce(
         }
         None => "none: --no-tls".to_owned(),
     };
-    let region = &plan.options.region;
-    let keys = plan.keys.describe();
+    let region = &house.options.region;
     let text = format!(
         "Strongroom {}\n\n  Store        {}\n  Endpoint     {endpoint}\n  Credentials  {credentials}\n  Certificate  {certificate}\n  Region       {region}\n  Keys         {keys}\n  Kernels      {} (AES-256-GCM), {} (MD5)\n\n\
          Try:\n  {aws}aws --endpoint-url {endpoint} --region {region} s3 mb s3://first-bucket\n\nready\n",
         env!("CARGO_PKG_VERSION"),
-        data_dir.display(),
+        house.dir.path().display(),
         simd::kernel_name(),
         md5::kernel_name(),
     );

@@ -18,7 +18,10 @@ use super::offline::{Offline, Place, Shut, name};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Every byte is verified before it is written. A damaged object ends in an error; a file is then not left behind, and
-what went to standard output ends in front of the damage.")]
+what went to standard output ends in front of the damage.
+
+Keys at KES servers, or a static key, are found by the variables that `strongroom serve --help` names
+(STRONGROOM_KMS_KES_ENDPOINT and so on, or MINIO_KMS_…).")]
 pub struct Decrypt {
     #[command(flatten)]
     place: Place,

@@ -144,6 +144,9 @@ fn block(key: &admin::Key) -> String {
             under.objects, under.bytes, under.uploads, under.upload_bytes, under.older
         );
     }
+    if key.holds_store_key {
+        out += "holds-store-key: yes (listings and all other objects lock and are erased with it)\n";
+    }
     out
 }
 

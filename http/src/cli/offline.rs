@@ -1,17 +1,23 @@
 //! A store that no server serves, opened by a command: its lock, its keys, and the keys of its objects.
+//!
+//! Keys of KES servers, or a static key, are found by the same variables as `strongroom serve` finds them.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use futures_lite::future::block_on;
 use strongroom_engine::hierarchy::{self, Domain, SealedKey};
-use strongroom_engine::record::{Encryption, Mode};
+use strongroom_engine::record::{Encryption, KmsKey, Mode};
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, KeyAnswer, ObjectKeys};
-use strongroom_kms::{Context, Error, Keys, KeysOptions, Kms, Source, StoredDataKey};
+use strongroom_kms::{Context, Error, Keys, Kms, OpenKey, Outage, Source, StoredDataKey};
 
-use crate::{root_key, serve};
+use crate::key_service::{self, KeyService};
+use crate::key_work::AskKeys;
+use crate::root_key;
+use crate::store_key::StoreKeeper;
 
 /// Which store.
 #[derive(Debug, Args)]
@@ -23,7 +29,7 @@ pub struct Place {
 
 /// A store this process holds.
 pub struct Offline {
-    pub dir: DataDir,
+    pub dir: Arc<DataDir>,
     pub store_key: Secret,
     pub keys: LocalKeys,
 }
@@ -33,23 +39,51 @@ impl Offline {
         if !data_dir.join("superblock").exists() {
             return Err(format!("there is no store in {}", data_dir.display()));
         }
-        let dir = DataDir::lock(data_dir).map_err(|e| e.to_string())?;
-        let there = dir.superblock().map_err(|e| e.to_string())?;
-        let superblock = there.ok_or("the store's superblock is gone")?;
+        let dir = Arc::new(DataDir::lock(data_dir).map_err(|e| e.to_string())?);
         let root = root_key::require(dir.path())?;
         let kms = Kms::open_existing(dir.path(), root).map_err(|e| e.to_string())?;
-        let store_key = serve::unwrap_store_key(&dir, &kms, &superblock)?;
-        let keys = Keys::new(Arc::new(kms), None, KeysOptions::default());
+        let kms = Arc::new(kms);
+        let keys = keys(&dir, &kms)?;
+        let store_key = StoreKeeper::new(Arc::clone(&dir), kms, keys.clone()).open()?;
         Ok(Offline {
             dir,
-            store_key,
-            keys: LocalKeys(keys),
+            store_key: store_key.secret,
+            keys: LocalKeys {
+                keys: Held::Elsewhere(keys),
+                away: RefCell::default(),
+            },
         })
     }
 }
 
-/// The keys of objects, as far as the store's own keystore opens them.
-pub struct LocalKeys(pub Keys);
+/// The keys of the key service that the surroundings name, for a command.
+fn keys(dir: &DataDir, kms: &Arc<Kms>) -> Result<AskKeys, String> {
+    let certs = crate::config::non_empty("STRONGROOM_CERTS_DIR");
+    let certs = certs.map_or_else(|| dir.path().join("certs"), PathBuf::from);
+    let options = key_service::Options::default();
+    let service = KeyService::open(&options, &certs, Arc::clone(kms), false)?;
+    AskKeys::of_command(Arc::new(service))
+}
+
+/// What opens the store key, for a command.
+pub fn keeper(dir: &Arc<DataDir>, kms: &Arc<Kms>) -> Result<Arc<StoreKeeper>, String> {
+    let keys = keys(dir, kms)?;
+    let keeper = StoreKeeper::new(Arc::clone(dir), Arc::clone(kms), keys);
+    Ok(Arc::new(keeper))
+}
+
+/// The keys of objects, as far as they can be had.
+pub struct LocalKeys {
+    keys: Held,
+    /// Why the key service cannot be reached: it is not waited for again.
+    away: RefCell<Option<String>>,
+}
+
+enum Held {
+    /// By the keystore alone.
+    Here(Keys),
+    Elsewhere(AskKeys),
+}
 
 /// Why an object's key does not open.
 pub enum Shut {
@@ -58,6 +92,14 @@ pub enum Shut {
 }
 
 impl LocalKeys {
+    /// Those that need no KES server.
+    pub fn here(keys: Keys) -> Self {
+        LocalKeys {
+            keys: Held::Here(keys),
+            away: RefCell::default(),
+        }
+    }
+
     /// The key of an object; `customer` is the key that a customer keeps.
     pub fn open(
         &self,
@@ -79,23 +121,8 @@ impl LocalKeys {
                 };
                 let source = Source::parse(&wrapped.source)
                     .ok_or_else(|| Shut::Broken("a data key of an unknown key service".into()))?;
-                if source == Source::Kes {
-                    let at = format!("its key {} is with a key server", wrapped.name);
-                    return Err(Shut::NotAtHand(at));
-                }
-                let stored = StoredDataKey {
-                    source,
-                    key: &wrapped.name,
-                    version: wrapped.version,
-                    ciphertext: &wrapped.ciphertext,
-                    bucket_key: wrapped.bucket_key,
-                };
                 let context = Context::for_object(&wrapped.context, bucket, &path);
-                let opened = block_on(self.0.open(&stored, &context, bucket));
-                let data_key = opened.map_err(|e| match e {
-                    Error::Corrupt(_) => Shut::Broken(e.to_string()),
-                    _ => Shut::NotAtHand(e.to_string()),
-                })?;
+                let data_key = self.data_key(source, wrapped, context, bucket)?;
                 (Secret::new(*data_key.plaintext.expose()), domain)
             }
             (_, None) => return Err(Shut::Broken("a sealed key without its data key".into())),
@@ -109,6 +136,56 @@ impl LocalKeys {
             Domain::SseC => Shut::NotAtHand("the customer's key is another one".into()),
             _ => Shut::Broken("its sealed key does not open".into()),
         })
+    }
+}
+
+impl LocalKeys {
+    fn data_key(
+        &self,
+        source: Source,
+        wrapped: &KmsKey,
+        context: Context,
+        bucket: &str,
+    ) -> Result<OpenKey, Shut> {
+        if source == Source::Kes
+            && let Some(why) = &*self.away.borrow()
+        {
+            return Err(Shut::NotAtHand(why.clone()));
+        }
+        let opened = match &self.keys {
+            Held::Here(_) if source == Source::Kes => {
+                let at = format!("its key {} is with a key server", wrapped.name);
+                return Err(Shut::NotAtHand(at));
+            }
+            Held::Here(keys) => block_on(keys.open(&stored(source, wrapped), &context, bucket)),
+            Held::Elsewhere(ask) => {
+                let (wrapped, bucket) = (wrapped.clone(), bucket.to_owned());
+                ask.ask(async move |keys| {
+                    keys.open(&stored(source, &wrapped), &context, &bucket)
+                        .await
+                })
+                .map_err(Shut::NotAtHand)?
+            }
+        };
+        opened.map_err(|e| match e {
+            Error::Corrupt(_) => Shut::Broken(e.to_string()),
+            e => {
+                if source == Source::Kes && matches!(e, Error::Outage(Outage::Unreachable(_))) {
+                    *self.away.borrow_mut() = Some(e.to_string());
+                }
+                Shut::NotAtHand(e.to_string())
+            }
+        })
+    }
+}
+
+fn stored(source: Source, wrapped: &KmsKey) -> StoredDataKey<'_> {
+    StoredDataKey {
+        source,
+        key: &wrapped.name,
+        version: wrapped.version,
+        ciphertext: &wrapped.ciphertext,
+        bucket_key: wrapped.bucket_key,
     }
 }
 

@@ -8,10 +8,11 @@ use clap::Args;
 use strongroom_engine::DataDir;
 use strongroom_kms::Kms;
 
-use super::ask;
+use super::{ask, offline};
 use crate::admin::{self, Admin, Answer, Request, StoreStatus};
 use crate::rewrap::Objects;
-use crate::{at_rest, root_key};
+use crate::store_key::StoreKeeper;
+use crate::root_key;
 
 /// Which store.
 #[derive(Debug, Args)]
@@ -34,14 +35,14 @@ impl Store {
                 dir.display()
             ));
         }
-        self.perform_or(request, offline)
+        self.perform_or(request, at_rest)
     }
 
     /// As [`Store::perform`], where there may be no store yet; `offline` does it when no server runs.
     pub fn perform_or(
         &self,
         request: Request,
-        offline: impl FnOnce(&DataDir, Request) -> Result<Answer, String>,
+        offline: impl FnOnce(Arc<DataDir>, Request) -> Result<Answer, String>,
     ) -> Result<Answer, String> {
         let dir = &self.data_dir;
         let unreachable = |e| format!("the server on {}: {e}", dir.display());
@@ -52,7 +53,7 @@ impl Store {
         let answer = match asked {
             Some(answer) => answer,
             None => match DataDir::lock(dir) {
-                Ok(held) => offline(&held, request)?,
+                Ok(held) => offline(Arc::new(held), request)?,
                 Err(in_use) => admin::ask_patiently(dir, &request, START_PATIENCE, &mut tell)
                     .ok()
                     .flatten()
@@ -66,7 +67,7 @@ impl Store {
     }
 }
 
-fn offline(held: &DataDir, request: Request) -> Result<Answer, String> {
+fn at_rest(held: Arc<DataDir>, request: Request) -> Result<Answer, String> {
     let dir = held.path();
     if request == Request::KmsSeal {
         // Needs no key, so that nobody has to have one at hand to seal.
@@ -83,54 +84,72 @@ fn offline(held: &DataDir, request: Request) -> Result<Answer, String> {
         },
     };
     let kms = Arc::new(Kms::open_existing(dir, root).map_err(|e| e.to_string())?);
+    if !dir.join("superblock").exists() {
+        return Ok(perform_on(dir, kms, admin::Store::None, request));
+    }
     match request {
-        Request::KeyStatus { .. } if dir.join("superblock").exists() => {
-            let objects = at_rest::tally(held, &kms)?;
-            Ok(perform_on(dir, kms, Some(Arc::new(objects)), request))
+        Request::KeyStatus { .. } => {
+            let keeper = offline::keeper(&held, &kms)?;
+            let tallied = keeper.open().map_err(String::from);
+            let tallied = tallied.and_then(|key| crate::at_rest::tally(&held, &key.secret));
+            let store = match tallied {
+                Ok(objects) => open(keeper, Arc::new(objects)),
+                Err(why) => {
+                    tell(format!("what stands under the key is not known: {why}"));
+                    admin::Store::Locked { keeper, why }
+                }
+            };
+            Ok(perform_on(dir, kms, store, request))
         }
-        Request::KeyRewrap { .. } if dir.join("superblock").exists() => {
-            at_rest::with_objects(held, &kms, |objects| {
-                perform_on(dir, Arc::clone(&kms), Some(objects), request)
+        Request::KeyRewrap { .. } => {
+            let keeper = offline::keeper(&held, &kms)?;
+            let key = keeper.open()?;
+            crate::at_rest::with_objects(&held, &key.secret, |objects| {
+                perform_on(dir, Arc::clone(&kms), open(keeper, objects), request)
             })
         }
-        Request::StoreStatus if dir.join("superblock").exists() => {
-            let usage = at_rest::usage(held, &kms)?;
+        Request::StoreStatus => {
+            let key = offline::keeper(&held, &kms)?.open()?;
+            let usage = crate::at_rest::usage(&held, &key.secret)?;
             Ok(Answer::Store(StoreStatus::new("stopped", &usage, &kms)))
         }
-        request => Ok(perform_on(dir, kms, None, request)),
+        request => Ok(perform_on(dir, kms, admin::Store::None, request)),
+    }
+}
+
+fn open(keeper: Arc<StoreKeeper>, objects: Arc<Objects>) -> admin::Store {
+    admin::Store::Open {
+        keeper,
+        objects,
+        observer: None,
     }
 }
 
 /// Carries a request out on what this process has open.
-fn perform_on(
-    dir: &Path,
-    kms: Arc<Kms>,
-    objects: Option<Arc<Objects>>,
-    request: Request,
-) -> Answer {
+fn perform_on(dir: &Path, kms: Arc<Kms>, store: admin::Store, request: Request) -> Answer {
     let admin = Admin::new(dir);
-    admin.open(kms, objects);
+    admin.open(kms, store);
     admin.perform(request, &mut tell)
 }
 
 /// As [`Store::perform_or`]'s `offline`, where the keystore may be lost, and everything else with it.
-pub fn offline_restoring(held: &DataDir, request: Request) -> Result<Answer, String> {
+pub fn offline_restoring(held: Arc<DataDir>, request: Request) -> Result<Answer, String> {
     let dir = held.path();
     if Kms::was_made(dir) || dir.join("superblock").exists() || request.root().is_some() {
-        return offline(held, request);
+        return at_rest(held, request);
     }
     // Nothing here is sealed under an earlier root key.
     let (root, _) = root_key::find_or_make(dir)?;
     let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
-    Ok(perform_on(dir, Arc::new(kms), None, request))
+    Ok(perform_on(dir, Arc::new(kms), admin::Store::None, request))
 }
 
 /// As [`Store::perform_or`]'s `offline`, on a keystore that is made if there is none, without any key.
-pub fn offline_making(held: &DataDir, request: Request) -> Result<Answer, String> {
+pub fn offline_making(held: Arc<DataDir>, request: Request) -> Result<Answer, String> {
     let dir = held.path();
     let (root, _) = root_key::find_or_make(dir)?;
     let kms = Kms::open_bare(dir, root).map_err(|e| e.to_string())?;
-    Ok(perform_on(dir, Arc::new(kms), None, request))
+    Ok(perform_on(dir, Arc::new(kms), admin::Store::None, request))
 }
 
 /// Says how far something is that takes long.

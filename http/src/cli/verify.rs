@@ -16,7 +16,10 @@ use super::offline::{Offline, Place, name, size};
 #[command(after_help = "\
 Reads every record and every stored byte, and changes nothing. Objects whose keys are not at hand (a customer's, a key
 server's) are checked but for their tags. Standard output has one line for each rotten object: BUCKET/KEY.
-The exit status is 0 only if nothing is wrong.")]
+The exit status is 0 only if nothing is wrong.
+
+Keys at KES servers, or a static key, are found by the variables that `strongroom serve --help` names
+(STRONGROOM_KMS_KES_ENDPOINT and so on, or MINIO_KMS_…).")]
 pub struct Verify {
     #[command(flatten)]
     place: Place,

@@ -29,7 +29,7 @@ pub fn run(file: &Path) -> Result<(), String> {
     let config = read_config(file)?;
     let dir = serve::lock(&config.keystore)?;
     let admin = Arc::new(Admin::new(dir.path()));
-    admin::serve(Arc::clone(&admin))
+    let socket = admin::serve(Arc::clone(&admin))
         .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
     let kms = Arc::new(open(dir.path(), &admin)?);
     let door = Door::open(&config)?;
@@ -48,7 +48,7 @@ pub fn run(file: &Path) -> Result<(), String> {
         .into_iter()
         .map(|listener| start(listener, Arc::clone(&tls), Arc::clone(&server)))
         .collect::<Result<Vec<_>, _>>()?;
-    admin.open(Arc::clone(&kms), None);
+    admin.open(Arc::clone(&kms), admin::Store::None);
     serve::watch_deletions(Arc::clone(&kms));
     watch(Arc::clone(&door));
     announce(&told, dir.path(), &kms)?;
@@ -60,7 +60,7 @@ pub fn run(file: &Path) -> Result<(), String> {
     for thread in &running {
         let _ = thread.stopped.recv_timeout(limits::KEY_SERVER_DRAIN);
     }
-    admin::remove(dir.path());
+    drop(socket);
     tracing::info!("closed");
     // Requests that outlived their time end with the process.
     std::process::exit(0);
@@ -102,7 +102,7 @@ fn open(dir: &Path, admin: &Admin) -> Result<Kms, String> {
             in_clear.len()
         );
     }
-    let root = serve::root_key_or_wait(dir, admin)?;
+    let root = serve::root_key_or_wait(dir, admin, || ())?.ok_or("told to end")?;
     let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
     if let Some(outage @ Outage::Lost(_)) = kms.outage() {
         tracing::error!("{outage}. Until then no key can be used");

@@ -7,8 +7,8 @@ use strongroom_kms::{KeyState, Kms};
 
 use super::text::Text;
 
-/// Writes the families of a store. Looks at its files, so it may block.
-pub fn families(text: &mut Text, store: &Observer, kms: &Kms) {
+/// Writes the families of a store and of its keys, as far as they are open. Looks at files, so it may block.
+pub fn families(text: &mut Text, store: Option<&Observer>, kms: Option<&Kms>) {
     text.gauge(
         "strongroom_info",
         "This server, and the kernels that its data goes through; always 1.",
@@ -21,11 +21,15 @@ pub fn families(text: &mut Text, store: &Observer, kms: &Kms) {
         ],
         1,
     );
-    cache(text, store);
-    disk(text, store);
-    space(text, store);
-    scrub(text, store);
-    keys(text, kms);
+    if let Some(store) = store {
+        cache(text, store);
+        disk(text, store);
+        space(text, store);
+        scrub(text, store);
+    }
+    if let Some(kms) = kms {
+        keys(text, kms);
+    }
 }
 
 fn cache(text: &mut Text, store: &Observer) {

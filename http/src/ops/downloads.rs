@@ -1,7 +1,8 @@
 //! Downloads under way, each in a place from which it can be dropped.
 //!
 //! A client that does not read keeps its response waiting, and with it the object's key in memory. What pulls the response is not
-//! asked meanwhile, so a task looks at all of a core's downloads now and then, and drops those whose key is gone.
+//! asked meanwhile, so a task looks at all of a core's downloads now and then, and drops those whose key is gone. When the store is
+//! locked they are all dropped.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -32,7 +33,14 @@ struct Places {
 /// Where a download is until it ends, or its key does.
 struct Place {
     frames: RefCell<Option<Frames>>,
-    lease: KeyLease,
+    /// Of an object whose key is the key service's.
+    lease: Option<KeyLease>,
+}
+
+impl Place {
+    fn check(&self) -> Result<(), strongroom_kms::Error> {
+        self.lease.as_ref().map_or(Ok(()), KeyLease::check)
+    }
 }
 
 /// One download.
@@ -46,7 +54,13 @@ pub struct Download {
 
 impl Downloads {
     /// Takes a download in, for as long as its key stands.
-    pub fn begin(&self, frames: Frames, lease: KeyLease, bucket: String, key: String) -> Download {
+    pub fn begin(
+        &self,
+        frames: Frames,
+        lease: Option<KeyLease>,
+        bucket: String,
+        key: String,
+    ) -> Download {
         let place = Rc::new(Place {
             frames: RefCell::new(Some(frames)),
             lease,
@@ -66,14 +80,21 @@ impl Downloads {
 
     /// Drops the downloads whose key is gone.
     pub fn sweep(&self) {
+        self.end(|place| place.check().is_err());
+    }
+
+    /// Drops them all.
+    pub fn end_all(&self) {
+        self.end(|_| true);
+    }
+
+    fn end(&self, which: impl Fn(&Place) -> bool) {
         let places: Vec<Rc<Place>> = {
             let places = self.0.borrow();
             places.held.values().filter_map(Weak::upgrade).collect()
         };
-        for place in places {
-            if place.lease.check().is_err() {
-                drop(place.frames.borrow_mut().take());
-            }
+        for place in places.iter().filter(|place| which(place)) {
+            drop(place.frames.borrow_mut().take());
         }
     }
 }
@@ -86,9 +107,9 @@ impl Stream for Download {
             return frames.as_mut().poll_next(cx);
         }
         let at = At::object(&self.bucket, &self.key);
-        let gone = match self.place.lease.check().at(at) {
+        let gone = match self.place.check().at(at) {
             Err(fault) => fault,
-            // It came back, too late for this one.
+            // It came back, too late for this one; or the store is locked.
             Ok(()) => s3s::s3_error!(ServiceUnavailable, "The object's key was away."),
         };
         Poll::Ready(Some(Err(gone.into())))
@@ -127,7 +148,7 @@ mod tests {
                 let _ = &alive;
                 Ok(Bytes::from_static(b"data"))
             });
-            downloads.begin(Box::pin(frames), lease(name), "b".into(), "k".into())
+            downloads.begin(Box::pin(frames), Some(lease(name)), "b".into(), "k".into())
         };
         let mut taken = begin(&held, kms.default_key());
         let mut other = begin(&kept, "other");
@@ -140,6 +161,8 @@ mod tests {
         assert!(block_on(other.next()).expect("a frame").is_ok());
         kms.enable_key(kms.default_key()).expect("enabled");
         assert!(block_on(taken.next()).expect("an error").is_err());
+        downloads.end_all();
+        assert_eq!(Rc::strong_count(&kept), 1);
         drop((taken, other));
         assert!(downloads.0.borrow().held.is_empty());
         assert_eq!(Rc::strong_count(&kept), 1);

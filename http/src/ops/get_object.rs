@@ -346,12 +346,9 @@ impl Body {
             let frame = state.next().await?;
             Some((frame.map_err(StdError::from), state))
         });
-        let frames: downloads::Frames = match lease {
-            Some(lease) => Box::pin(downloads.begin(Box::pin(frames), lease, place.0, place.1)),
-            None => Box::pin(frames),
-        };
+        let download = downloads.begin(Box::pin(frames), lease, place.0, place.1);
         Body {
-            frames: SendWrapper::new(frames),
+            frames: SendWrapper::new(Box::pin(download)),
             left,
         }
     }

@@ -150,6 +150,11 @@ impl Store {
         }
     }
 
+    /// Breaks all downloads off: the store is about to be locked.
+    pub fn end_downloads(&self) {
+        self.inner.downloads.end_all();
+    }
+
     /// What the S3 layer does not route to the operations itself.
     pub fn routes(&self) -> Vec<Arc<dyn S3Route>> {
         vec![Arc::new(routes::Encryption::new(self.clone()))]

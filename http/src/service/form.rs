@@ -19,7 +19,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::guard::{self, Place};
 use super::reply::{DECLARATION, element as xml_element};
-use super::{Edge, Pending, RequestInfo};
+use super::{Edge, Handlers, Pending, RequestInfo};
 use crate::body::form::{self, Fields, File};
 use crate::body::sigv4::{ALGORITHM, Scope, SigningKey};
 use crate::body::{BodyError, Upload, gather};
@@ -54,6 +54,7 @@ const FILENAME: &str = "${filename}";
 /// Makes an object of a form.
 pub async fn answer(
     edge: &Edge,
+    handlers: &Handlers,
     parts: Parts,
     place: Place,
     body: &mut Pending,
@@ -104,7 +105,7 @@ pub async fn answer(
         service: None,
         trailing_headers: None,
     };
-    let output = edge.store.put_object(request).await?.output;
+    let output = handlers.store.put_object(request).await?.output;
     let scheme = if secure { "https" } else { "http" };
     let host = guard::host(&parts).unwrap_or_default();
     let location = format!(

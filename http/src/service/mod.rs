@@ -1,6 +1,7 @@
 //! The S3 service of a shard: what happens to a request between its connection and its handler.
 //!
-//! 1. Health routes and scrapes of metrics are answered, without credentials; the key calls of [`kms_api`], once their signature holds.
+//! 1. Health routes and scrapes of metrics are answered, without credentials. Everything else is refused while no store is open, and
+//!    broken off when it is closed; the key calls of [`kms_api`] are answered once their signature holds.
 //! 2. [`guard`] refuses what the S3 layer would misread.
 //! 3. The data of an upload is taken out of the request; its handler finds it as an [`Upload`] in
 //!    the extensions. Any other body is XML: once the request's signature holds, it is gathered,
@@ -23,6 +24,7 @@ pub mod routes;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -33,6 +35,9 @@ use std::time::Instant;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
+use futures_channel::oneshot;
+use futures_util::FutureExt as _;
+use futures_util::future::Shared;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body as _;
@@ -41,7 +46,7 @@ use s3s::auth::{S3Auth, SecretKey};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::route::S3Route;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
+use s3s::{Body, S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use sha2::{Digest, Sha256};
 use tracing::{debug, error};
 
@@ -84,9 +89,8 @@ pub struct RequestInfo {
 pub struct Service(Rc<Edge>);
 
 struct Edge {
-    s3: S3Service,
-    /// The handlers, for what does not come through the S3 layer.
-    store: Box<dyn S3>,
+    /// The store, while there is one to be served.
+    open: RefCell<Option<Open>>,
     /// Checks a request's signature and does nothing else.
     doorman: S3Service,
     secrets: Secrets,
@@ -95,8 +99,22 @@ struct Edge {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     proxies: Arc<[Network]>,
-    kms: Option<KmsApi>,
     ids: reply::Ids,
+}
+
+/// A store that is served, until this is dropped.
+struct Open {
+    handlers: Rc<Handlers>,
+    _close: oneshot::Sender<()>,
+}
+
+struct Handlers {
+    s3: S3Service,
+    /// Comes when the store is closed.
+    closed: Shared<oneshot::Receiver<()>>,
+    /// For what does not come through the S3 layer.
+    store: Box<dyn S3>,
+    kms: Option<KmsApi>,
 }
 
 /// What a [`Service`] is made of besides its handlers.
@@ -117,40 +135,16 @@ pub struct Settings {
 }
 
 impl Service {
-    /// Puts the service together around the handlers in `store`. To be made and used on the
-    /// shard's thread.
-    ///
-    /// `routes` take what the S3 layer does not know, `kms` the key calls.
-    pub fn new(
-        store: impl S3 + Clone,
-        routes: Vec<Arc<dyn S3Route>>,
-        settings: Settings,
-        kms: Option<KmsApi>,
-    ) -> Self {
-        let mut config = S3Config::default();
-        config.xml_max_body_size = limits::XML_BYTES_MAX;
-        let config = Arc::new(StaticConfigProvider::new(Arc::new(config)));
-        let prepare = |mut builder: S3ServiceBuilder| {
-            builder.set_config(config.clone());
-            builder.set_auth(Keyring(settings.secrets.clone()));
-            builder.set_host(settings.domains.clone());
-            builder
-        };
-        let handlers = Box::new(store.clone());
-        let mut unguarded = S3ServiceBuilder::new(store.clone());
-        unguarded.set_config(config.clone());
-        unguarded.set_host(settings.domains.clone());
-        let mut s3 = prepare(S3ServiceBuilder::new(store));
-        let access = Access::new(settings.region.clone());
-        s3.set_access(access.clone());
-        let lenient: Arc<dyn S3Route> = Arc::new(Lenient::new(unguarded.build()));
-        let routes = routes.into_iter().chain([lenient]).collect();
-        s3.set_route(Routes::new(routes, access));
-        let mut doorman = prepare(S3ServiceBuilder::new(Nothing));
+    /// A service that refuses until a store is opened. To be made and used on the shard's thread.
+    pub fn new(settings: Settings) -> Self {
+        let config = s3_config();
+        let mut doorman = S3ServiceBuilder::new(Nothing);
+        doorman.set_config(config);
+        doorman.set_auth(Keyring(settings.secrets.clone()));
+        doorman.set_host(settings.domains.clone());
         doorman.set_route(Doorman);
         Self(Rc::new(Edge {
-            s3: s3.build(),
-            store: handlers,
+            open: RefCell::default(),
             doorman: doorman.build(),
             secrets: settings.secrets,
             domains: settings.domains,
@@ -158,9 +152,49 @@ impl Service {
             health: settings.health,
             metrics: settings.metrics,
             proxies: settings.proxies,
-            kms,
             ids: reply::Ids::new(),
         }))
+    }
+
+    /// Serves the handlers in `store` from now on. `routes` take what the S3 layer does not know, `kms` the key calls.
+    pub fn open(
+        &self,
+        store: impl S3 + Clone,
+        routes: Vec<Arc<dyn S3Route>>,
+        kms: Option<KmsApi>,
+    ) {
+        let edge = &self.0;
+        let config = s3_config();
+        let handlers = Box::new(store.clone());
+        let mut unguarded = S3ServiceBuilder::new(store.clone());
+        unguarded.set_config(config.clone());
+        unguarded.set_host(edge.domains.clone());
+        let mut s3 = S3ServiceBuilder::new(store);
+        s3.set_config(config);
+        s3.set_auth(Keyring(edge.secrets.clone()));
+        s3.set_host(edge.domains.clone());
+        let access = Access::new(edge.region.clone());
+        s3.set_access(access.clone());
+        let lenient: Arc<dyn S3Route> = Arc::new(Lenient::new(unguarded.build()));
+        let routes = routes.into_iter().chain([lenient]).collect();
+        s3.set_route(Routes::new(routes, access));
+        let (close, closed) = oneshot::channel();
+        let handlers = Handlers {
+            s3: s3.build(),
+            closed: closed.shared(),
+            store: handlers,
+            kms,
+        };
+        *edge.open.borrow_mut() = Some(Open {
+            handlers: Rc::new(handlers),
+            _close: close,
+        });
+    }
+
+    /// Serves nothing any more: requests under way are broken off where they wait, and later ones refused.
+    pub fn close(&self) {
+        let open = self.0.open.borrow_mut().take();
+        drop(open);
     }
 
     /// The service of one connection.
@@ -170,6 +204,12 @@ impl Service {
             peer,
         }
     }
+}
+
+fn s3_config() -> Arc<StaticConfigProvider> {
+    let mut config = S3Config::default();
+    config.xml_max_body_size = limits::XML_BYTES_MAX;
+    Arc::new(StaticConfigProvider::new(Arc::new(config)))
 }
 
 /// Checks what the client says of a gathered body: its MD5, and any checksum.
@@ -222,11 +262,7 @@ impl Edge {
             None if Metrics::is_for(&method, &uri, &parts.headers) => {
                 self.measure(peer, &parts.headers).await
             }
-            None if kms_api::is_for(uri.path()) => self.administer(&parts).await,
-            None => self
-                .route(parts, &mut body)
-                .await
-                .unwrap_or_else(|response| response),
+            None => self.serve(parts, &mut body).await,
         };
         body.leave(&mut response);
         reply::dress(&mut response, &method, uri.path(), &id, &self.ids);
@@ -241,6 +277,36 @@ impl Edge {
             micros = took.as_micros() as u64,
         );
         response
+    }
+
+    /// Answers what needs the store, for as long as it is open.
+    async fn serve(&self, parts: Parts, body: &mut Pending) -> Response<Body> {
+        let open = self.open.borrow();
+        let Some(handlers) = open.as_ref().map(|open| Rc::clone(&open.handlers)) else {
+            return self.shut();
+        };
+        drop(open);
+        let served = async {
+            match kms_api::is_for(parts.uri.path()) {
+                true => self.administer(&handlers, &parts).await,
+                false => self
+                    .route(&handlers, parts, body)
+                    .await
+                    .unwrap_or_else(|response| response),
+            }
+        };
+        let closed = async {
+            // Nothing is ever sent: the other end is dropped.
+            let _ = handlers.closed.clone().await;
+            self.shut()
+        };
+        futures_lite::future::or(served, closed).await
+    }
+
+    /// The answer while no store is open.
+    fn shut(&self) -> Response<Body> {
+        let why = self.health.why_shut();
+        failed(S3Error::with_message(S3ErrorCode::ServiceUnavailable, why))
     }
 
     /// Answers a scrape.
@@ -258,6 +324,7 @@ impl Edge {
     /// Either way a response; `Err` lets steps end early.
     async fn route(
         &self,
+        handlers: &Handlers,
         mut parts: Parts,
         body: &mut Pending,
     ) -> Result<Response<Body>, Response<Body>> {
@@ -270,7 +337,9 @@ impl Edge {
         if checked.form
             && let Some(place) = parts.extensions.get::<guard::Place>().cloned()
         {
-            return form::answer(self, parts, place, body).await.map_err(failed);
+            return form::answer(self, handlers, parts, place, body)
+                .await
+                .map_err(failed);
         }
         let is_head_of_bucket =
             parts.method == Method::HEAD && checked.target == guard::Target::Bucket;
@@ -302,7 +371,7 @@ impl Edge {
             content = Body::from(bytes);
         }
         let method = parts.method.clone();
-        let mut response = call(&self.s3, Request::from_parts(parts, content)).await;
+        let mut response = call(&handlers.s3, Request::from_parts(parts, content)).await;
         ops::finish(&method, &mut response);
         if is_head_of_bucket && let Ok(region) = HeaderValue::try_from(&self.region) {
             let headers = response.headers_mut();
@@ -312,7 +381,7 @@ impl Edge {
     }
 
     /// Answers a key call. It has no body.
-    async fn administer(&self, parts: &Parts) -> Response<Body> {
+    async fn administer(&self, handlers: &Handlers, parts: &Parts) -> Response<Body> {
         let path = parts.uri.path();
         // Older signatures do not cover the query, which is all that a call says.
         let signed = parts.headers.get(header::AUTHORIZATION);
@@ -323,7 +392,7 @@ impl Edge {
         if let Err(response) = self.admit(parts).await {
             return kms_api::translate(response, path);
         }
-        match &self.kms {
+        match &handlers.kms {
             Some(kms) => kms.answer(&parts.method, path, parts.uri.query()).await,
             None => kms_api::refusal(
                 StatusCode::NOT_IMPLEMENTED,

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use s3s::dto;
 
 use super::*;
+use crate::health::State;
 use crate::body::sigv4::{ChunkSigner, Scope};
 use crate::conn::serve::testing::Server;
 use crate::log;
@@ -111,21 +112,17 @@ impl Fixture {
         let store = memory.clone();
         let server = Server::start(None, move || {
             let kept = first();
-            let health = Arc::new(Health::new(|| "ready"));
-            health.set_live(true);
-            let service = Service::new(
-                store,
-                Vec::new(),
-                Settings {
-                    secrets: Arc::new(|key| (key == KEY).then(|| SecretKey::from(SECRET))),
-                    domains: Domains::new(["s3.test".to_owned()]),
-                    proxies: Arc::new([]),
-                    region: "us-east-1".to_owned(),
-                    health,
-                    metrics: Arc::new(Metrics::new(None, |_| ())),
-                },
-                None,
-            );
+            let health = Arc::new(Health::default());
+            health.set(State::Live);
+            let service = Service::new(Settings {
+                secrets: Arc::new(|key| (key == KEY).then(|| SecretKey::from(SECRET))),
+                domains: Domains::new(["s3.test".to_owned()]),
+                proxies: Arc::new([]),
+                region: "us-east-1".to_owned(),
+                health,
+                metrics: Arc::new(Metrics::new(None, |_| ())),
+            });
+            service.open(store, Vec::new(), None);
             move |peer| {
                 let _ = &kept;
                 service.for_peer(peer)
