@@ -601,7 +601,9 @@ impl Open {
         // Before anything is destroyed: all of the store hangs on it.
         let done = keeper.renew(name).and_then(|renewed| {
             if renewed {
-                tell(format!("the store key is under the current version of {name}"));
+                tell(format!(
+                    "the store key is under the current version of {name}"
+                ));
             }
             objects.rewrap(&self.kms, name, retire, tell)
         });

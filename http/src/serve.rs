@@ -114,7 +114,13 @@ pub fn run(options: Serve) -> Result<(), String> {
         told_why: None,
     };
     let announce = |house: &House| {
-        announce(house, address, &root, keys.describe(), certificates.as_deref())
+        announce(
+            house,
+            address,
+            &root,
+            keys.describe(),
+            certificates.as_deref(),
+        )
     };
     house.live(&told, announce)?;
     house.end();
@@ -190,10 +196,11 @@ impl House {
     /// Opens or locks the store, as its key says.
     fn settle(&mut self) -> Result<(), String> {
         match &self.store {
-            Some(store) => match store.lease.as_ref().map(KeyLease::check) {
-                Some(Err(why)) => self.lock(&why),
-                Some(Ok(())) | None => {}
-            },
+            Some(store) => {
+                if let Some(Err(why)) = store.lease.as_ref().map(KeyLease::check) {
+                    self.lock(&why);
+                }
+            }
             None => match self.keeper.open_or_make(self.options.metadata_key) {
                 Ok(key) => self.open(key)?,
                 Err(Shut::Key(why)) => self.stay_locked(&why),

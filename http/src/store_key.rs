@@ -65,7 +65,9 @@ impl From<Shut> for String {
     fn from(shut: Shut) -> Self {
         match shut {
             Shut::Key(e) => {
-                format!("the store key stands under a key of the key service (--metadata-key kms), and {e}")
+                format!(
+                    "the store key stands under a key of the key service (--metadata-key kms), and {e}"
+                )
             }
             Shut::Broken(why) => why,
         }
@@ -166,7 +168,9 @@ impl StoreKeeper {
 
     /// Whether the store key stands under this key of the keystore, and so locks and dies with it.
     pub fn stands_under(&self, name: &str) -> Result<bool, String> {
-        Ok(self.above()?.is_some_and(|above| is_of_keystore(&above, name)))
+        Ok(self
+            .above()?
+            .is_some_and(|above| is_of_keystore(&above, name)))
     }
 
     /// Has the store opened or locked as its key now says; returns once it is done.
@@ -207,7 +211,10 @@ impl StoreKeeper {
         if WrappingKey::of(&wrapped)?.is_none() {
             let opened = self.kms.unwrap_local(LABEL, &wrapped).map_err(|e| {
                 let place = self.dir.superblock_path();
-                Shut::Broken(format!("the store key in {} does not open: {e}", place.display()))
+                Shut::Broken(format!(
+                    "the store key in {} does not open: {e}",
+                    place.display()
+                ))
             })?;
             return Ok(StoreKey {
                 secret: Secret::new(*opened.expose()),
@@ -226,7 +233,10 @@ impl StoreKeeper {
     }
 
     fn move_to_kms(&self, key: StoreKey) -> Result<StoreKey, Shut> {
-        let _one = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self
+            .replacing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let superblock = self.dir.superblock()?;
         let superblock = superblock.ok_or_else(|| Shut::Broken("the superblock is gone".into()))?;
         let (wrapped, lease) = self.wrap(&superblock.store_id, &key.secret)?;

@@ -393,7 +393,11 @@ impl Keys {
         self.cache().len()
     }
 
-    pub(crate) async fn generate_at_source(&self, name: &str, context: &[u8]) -> Result<NewKey, Error> {
+    pub(crate) async fn generate_at_source(
+        &self,
+        name: &str,
+        context: &[u8],
+    ) -> Result<NewKey, Error> {
         match self.writes {
             Source::Embedded => {
                 let made = self.kms.generate_embedded(name, context)?;

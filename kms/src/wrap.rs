@@ -208,7 +208,10 @@ mod tests {
         kms.delete_key(DEFAULT_KEY, Deletion::Now).unwrap();
         let gone = matches!(
             open(),
-            Err(Error::KeyState { problem: KeyProblem::Destroyed, .. })
+            Err(Error::KeyState {
+                problem: KeyProblem::Destroyed,
+                ..
+            })
         );
         assert!(gone && lease.check().is_err());
     }

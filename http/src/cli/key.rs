@@ -145,7 +145,8 @@ fn block(key: &admin::Key) -> String {
         );
     }
     if key.holds_store_key {
-        out += "holds-store-key: yes (listings and all other objects lock and are erased with it)\n";
+        out +=
+            "holds-store-key: yes (listings and all other objects lock and are erased with it)\n";
     }
     out
 }

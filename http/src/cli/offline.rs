@@ -81,7 +81,7 @@ pub struct LocalKeys {
 
 enum Held {
     /// By the keystore alone.
-    Here(Keys),
+    Here(Box<Keys>),
     Elsewhere(AskKeys),
 }
 
@@ -95,7 +95,7 @@ impl LocalKeys {
     /// Those that need no KES server.
     pub fn here(keys: Keys) -> Self {
         LocalKeys {
-            keys: Held::Here(keys),
+            keys: Held::Here(Box::new(keys)),
             away: RefCell::default(),
         }
     }

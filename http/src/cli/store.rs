@@ -11,8 +11,8 @@ use strongroom_kms::Kms;
 use super::{ask, offline};
 use crate::admin::{self, Admin, Answer, Request, StoreStatus};
 use crate::rewrap::Objects;
-use crate::store_key::StoreKeeper;
 use crate::root_key;
+use crate::store_key::StoreKeeper;
 
 /// Which store.
 #[derive(Debug, Args)]

@@ -157,12 +157,7 @@ impl Service {
     }
 
     /// Serves the handlers in `store` from now on. `routes` take what the S3 layer does not know, `kms` the key calls.
-    pub fn open(
-        &self,
-        store: impl S3 + Clone,
-        routes: Vec<Arc<dyn S3Route>>,
-        kms: Option<KmsApi>,
-    ) {
+    pub fn open(&self, store: impl S3 + Clone, routes: Vec<Arc<dyn S3Route>>, kms: Option<KmsApi>) {
         let edge = &self.0;
         let config = s3_config();
         let handlers = Box::new(store.clone());
@@ -281,11 +276,9 @@ impl Edge {
 
     /// Answers what needs the store, for as long as it is open.
     async fn serve(&self, parts: Parts, body: &mut Pending) -> Response<Body> {
-        let open = self.open.borrow();
-        let Some(handlers) = open.as_ref().map(|open| Rc::clone(&open.handlers)) else {
+        let Some(handlers) = self.handlers() else {
             return self.shut();
         };
-        drop(open);
         let served = async {
             match kms_api::is_for(parts.uri.path()) {
                 true => self.administer(&handlers, &parts).await,
@@ -301,6 +294,11 @@ impl Edge {
             self.shut()
         };
         futures_lite::future::or(served, closed).await
+    }
+
+    fn handlers(&self) -> Option<Rc<Handlers>> {
+        let open = self.open.borrow();
+        open.as_ref().map(|open| Rc::clone(&open.handlers))
     }
 
     /// The answer while no store is open.

@@ -8,9 +8,9 @@ use std::sync::Mutex;
 use s3s::dto;
 
 use super::*;
-use crate::health::State;
 use crate::body::sigv4::{ChunkSigner, Scope};
 use crate::conn::serve::testing::Server;
+use crate::health::State;
 use crate::log;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
