@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -205,6 +206,15 @@ impl Kes {
     pub fn configure(&self, config: Config) -> Config {
         self.configure_trust(config)
             .env("MINIO_KMS_KES_API_KEY", API_KEY)
+    }
+
+    /// The same for a command.
+    pub fn configure_command(&self, command: &mut Command) {
+        command
+            .env("MINIO_KMS_KES_ENDPOINT", self.endpoint())
+            .env("MINIO_KMS_KES_KEY_NAME", KEY)
+            .env("MINIO_KMS_KES_CAPATH", self.trusted())
+            .env("MINIO_KMS_KES_API_KEY", API_KEY);
     }
 
     /// The same without credentials.

@@ -139,7 +139,7 @@ impl Config {
             child: None,
             home: Some(home),
         };
-        match server.spawn() {
+        match server.spawn(is_ready_line) {
             Ok(()) => Ok(server),
             Err(refused) => Err(refused),
         }
@@ -249,12 +249,27 @@ impl Server {
     /// Starts it again on the same port and directory, after it was stopped.
     pub fn start_again(&mut self) {
         assert!(self.child.is_none(), "the server still runs");
-        if let Err(r) = self.spawn() {
+        self.start_until(is_ready_line);
+    }
+
+    /// As [`Server::start_again`], where its store does not open: it is ready once it does.
+    pub fn start_locked(&mut self) {
+        assert!(self.child.is_none(), "the server still runs");
+        self.start_until(is_locked_line);
+    }
+
+    fn start_until(&mut self, is_last: impl Fn(&str) -> bool) {
+        if let Err(r) = self.spawn(is_last) {
             panic!(
                 "the server did not start again ({}):\n{}",
                 r.status, r.output
             );
         }
+    }
+
+    /// Changes what the next start is told.
+    pub fn configure(&mut self, change: impl FnOnce(Config) -> Config) {
+        self.config = change(self.config.clone());
     }
 
     /// SIGTERM, a clean exit, and a start.
@@ -292,7 +307,7 @@ impl Server {
         command
     }
 
-    fn spawn(&mut self) -> Result<(), Refused> {
+    fn spawn(&mut self, is_last: impl Fn(&str) -> bool) -> Result<(), Refused> {
         let before = self.log().len();
         let open = || -> io::Result<File> {
             let options = File::options().create(true).append(true).open(&self.log)?;
@@ -306,7 +321,7 @@ impl Server {
         let start = Instant::now();
         loop {
             let output = self.log().split_off(before);
-            if output.lines().any(is_ready_line) {
+            if output.lines().any(&is_last) {
                 self.child = Some(child);
                 return Ok(());
             }
@@ -317,7 +332,7 @@ impl Server {
             }
             if start.elapsed() > START_PATIENCE {
                 let killed = child.kill();
-                panic!("no ready line within {START_PATIENCE:?} (killed: {killed:?}):\n{output}");
+                panic!("no such line within {START_PATIENCE:?} (killed: {killed:?}):\n{output}");
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -349,6 +364,11 @@ impl Drop for Server {
 /// The last line of a start.
 fn is_ready_line(line: &str) -> bool {
     line.trim_start().starts_with("ready")
+}
+
+/// What a server says that serves nothing yet.
+fn is_locked_line(line: &str) -> bool {
+    line.contains("the store is locked") || line.contains("the root key is not on this machine")
 }
 
 /// What the server wrote for itself: the first two words that are no names.
