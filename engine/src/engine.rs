@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -297,7 +297,7 @@ impl Engine {
     /// What may be looked at from any thread while the store is open.
     pub fn observer(&self) -> Observer {
         Observer {
-            core: Arc::clone(&self.core),
+            core: Arc::downgrade(&self.core),
         }
     }
 
@@ -385,16 +385,16 @@ pub fn tally_at_rest(dir: &DataDir, store_key: &Secret) -> Result<BTreeMap<Under
     Ok(index.tally())
 }
 
-/// Counts and sizes of an open store.
+/// Counts and sizes of a store while it is open. Keeps nothing of it from being closed.
 #[derive(Clone)]
 pub struct Observer {
-    core: Arc<Core>,
+    core: Weak<Core>,
 }
 
 impl Observer {
     /// Looks at the files of the store, so it belongs on a thread that may block.
     pub fn usage(&self) -> Result<Usage> {
-        let core = &self.core;
+        let core = self.core.upgrade().ok_or(Error::Closed)?;
         let live = core.segments.live_sectors() * limits::SECTOR as u64;
         let index = core.index.disk_bytes()?;
         let mut all = Tally::default();
@@ -413,17 +413,21 @@ impl Observer {
     }
 
     pub fn scrubbed(&self) -> Scrubbed {
-        self.core.scrub.counts()
+        let core = self.core.upgrade();
+        core.map_or_else(Scrubbed::default, |core| core.scrub.counts())
     }
 
     pub fn cache(&self) -> CacheStats {
-        self.core.cache.stats()
+        let core = self.core.upgrade();
+        core.map_or_else(CacheStats::default, |core| core.cache.stats())
     }
 
     /// All shards together.
     pub fn disk(&self) -> DiskStats {
         let mut sum = DiskStats::default();
-        self.core.disks.iter().for_each(|d| sum += d.stats());
+        if let Some(core) = self.core.upgrade() {
+            core.disks.iter().for_each(|d| sum += d.stats());
+        }
         sum
     }
 }
