@@ -205,6 +205,12 @@ impl Keys {
         &self.default_key
     }
 
+    /// How long a request waits for a key service.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.options.timeout
+    }
+
     /// The KES client of this core, if there is one.
     #[must_use]
     pub fn kes(&self) -> Option<&KesClient> {

@@ -1,6 +1,7 @@
 //! What the two copies share: the source, and the way of its bytes into a new stream, opened here and sealed there.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use http::HeaderMap;
 use s3s::dto::CopySource;
@@ -19,6 +20,8 @@ pub struct Source {
     pub key: String,
     pub found: Found,
     pub object_key: ObjectKey,
+    /// When its key was asked for.
+    pub begun: Instant,
 }
 
 impl Source {
@@ -47,8 +50,10 @@ impl Source {
         let encryption = found.object.encryption.as_ref();
         let opened = access::of_copy_source(asked, encryption, at)?;
         condition::check_read(headers, Of::CopySource, &found.object)?;
+        let begun = Instant::now();
         let object_key = sse::open_key(&inner.keys, encryption, opened, at).await?;
         Ok(Source {
+            begun,
             bucket,
             key,
             found,

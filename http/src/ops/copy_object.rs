@@ -71,7 +71,8 @@ pub async fn copy_object(
         return change_key(inner, &source, &choice, at).await;
     }
 
-    let new = sse::new_key(&inner.keys, &choice, at).await?;
+    let keys = &inner.keys;
+    let new = sse::in_time(keys, source.begun, at, sse::new_key(keys, &choice, at)).await?;
     let mode = new.encryption.as_ref().map(|e| e.mode);
     let kept = object.checksum.as_deref().map(checksum::names);
     let kept = kept.and_then(|names| names.first().map(|n| n.algorithm));
@@ -111,7 +112,7 @@ async fn change_key(
     at: At<'_>,
 ) -> S3Result<CopyObjectOutput> {
     let object = &source.found.object;
-    let new = rewrap(inner, &source.found, &source.object_key, choice, at)
+    let new = rewrap(inner, &source.found, &source.object_key, choice, source.begun, at)
         .await?
         .ok_or_else(|| engine_fault(Error::Conflict, at))?;
     let sums = match object.checksum.as_deref() {

@@ -1,5 +1,10 @@
 //! UpdateObjectEncryption (`PUT /bucket/key?encryption`): moves an object to another key of the key service, or from the server's key
 //! to one, without touching its data. ETag, time, metadata and checksums stay; the client's encryption context stays bound.
+//!
+//! An ETag that was an MD5 stays one, as on S3, although new objects under SSE-KMS get none: clients know it, and it stands with the
+//! rest of the metadata under the store key. What must not outlive the named key with its object is copied onto itself instead.
+
+use std::time::Instant;
 
 use http::HeaderMap;
 use s3s::{S3Result, s3_error};
@@ -28,6 +33,7 @@ pub async fn update_object_encryption(
     require_integrity(headers)?;
     inner.shard.bucket(at.bucket).at(at)?;
     let to = xml::read_object(body)?;
+    let begun = Instant::now();
     for _ in 0..TRIES {
         let found = inner.shard.lookup(at.bucket, at.key).await.at(at)?;
         let encryption = match &found.object.encryption {
@@ -45,17 +51,16 @@ pub async fn update_object_encryption(
                 ));
             }
         };
-        let object_key = sse::open_key(&inner.keys, Some(encryption), None, at).await?;
+        let open = sse::open_key(&inner.keys, Some(encryption), None, at);
+        let object_key = sse::in_time(&inner.keys, begun, at, open).await?;
         let context = encryption.kms.as_ref().map(|kms| kms.context.clone());
         let choice = Choice::SseKms(KmsChoice {
             key: Some(to.key.clone()),
             context: context.unwrap_or_default(),
             bucket_key: to.bucket_key,
         });
-        if rewrap(inner, &found, &object_key, &choice, at)
-            .await?
-            .is_some()
-        {
+        let rewrapped = rewrap(inner, &found, &object_key, &choice, begun, at).await?;
+        if rewrapped.is_some() {
             return Ok(());
         }
         // Replaced meanwhile: it is another object now.

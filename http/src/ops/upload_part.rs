@@ -1,5 +1,7 @@
 //! UploadPart: a part is sealed under a key of its own, derived from the upload's object key, with a fresh nonce each time.
 
+use std::time::Instant;
+
 use s3s::dto::{UploadPartInput, UploadPartOutput};
 use s3s::{S3Request, S3Result, s3_error};
 use strongroom_engine::record::{Metadata, Upload, UploadId};
@@ -40,7 +42,7 @@ pub async fn upload_part(
     }
     let mode = part.upload.encryption.as_ref().map(|e| e.mode);
     let hasher = EtagHasher::new(&inner.lanes, inner.config.etag, mode, headers)?;
-    let (object_key, mut stream) = part.begin(inner, opened, at, size).await?;
+    let (object_key, mut stream) = part.begin(inner, opened, Instant::now(), at, size).await?;
     let mut intake = part.intake(announced, hasher);
     while let Some(frame) = incoming.next_under(&object_key, at).await {
         let frame = frame?;
@@ -113,16 +115,19 @@ impl NewPart {
         Intake::new(announced, etag, Some(needed.algorithm))
     }
 
-    /// Opens the upload's object key, unless the request's headers did, and a stream to write the part to.
+    /// Opens the upload's object key, unless the request's headers did, and a stream to write the part to. `begun` is when the
+    /// request first asked for a key.
     pub async fn begin(
         &self,
         inner: &Inner,
         opened: Option<ObjectKey>,
+        begun: Instant,
         at: At<'_>,
         size: u64,
     ) -> S3Result<(ObjectKey, PutStream)> {
         let encryption = self.upload.encryption.as_ref();
-        let object_key = sse::open_key(&inner.keys, encryption, opened, at).await?;
+        let open = sse::open_key(&inner.keys, encryption, opened, at);
+        let object_key = sse::in_time(&inner.keys, begun, at, open).await?;
         let target = Target {
             bucket: at.bucket.to_owned(),
             key: at.key.to_owned(),

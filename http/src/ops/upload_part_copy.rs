@@ -40,7 +40,7 @@ pub async fn upload_part_copy(
     let mode = part.upload.encryption.as_ref().map(|e| e.mode);
     let hasher = EtagHasher::internal(&inner.lanes, inner.config.etag, mode);
     let mut intake = part.intake(Announced::Nothing, hasher);
-    let (object_key, mut stream) = part.begin(inner, opened, at, size).await?;
+    let (object_key, mut stream) = part.begin(inner, opened, source.begun, at, size).await?;
     source
         .pour(inner, range, &mut stream, &mut intake, at)
         .await?;

@@ -4,16 +4,20 @@
 //! are, never cleaned. There is no fallback to another key, ever.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use s3s::{S3Error, S3Result};
 use strongroom_engine as engine;
 use strongroom_engine::hierarchy::{self, Domain, SealedKey};
 use strongroom_engine::record::{Encryption, KmsKey, Mode};
 use strongroom_engine::secret::Secret;
-use strongroom_kms::{Context, DataKey, KeyHold, KeyLease, Keys, Source, StoredDataKey};
+use strongroom_kms::{
+    Context, DataKey, Error, KeyHold, KeyLease, Keys, Outage, Source, StoredDataKey,
+};
 
 use super::{Choice, CustomerKey, KmsChoice, customer};
-use crate::error::{At, OrS3, corrupt};
+use crate::conn::rt::timeout;
+use crate::error::{At, OrS3, corrupt, kms_fault};
 use crate::limits;
 
 /// The key of an object or an open upload; nothing where it is not sealed.
@@ -74,6 +78,21 @@ pub async fn renew(keys: &Keys, encryption: &Encryption, at: At<'_>) -> S3Result
         at,
     );
     Ok(external.await?.seal(secret.clone(), at))
+}
+
+/// Carries a later call of a request out within the time that a request, whose first one began then, waits for the key service in all.
+pub async fn in_time<T>(
+    keys: &Keys,
+    begun: Instant,
+    at: At<'_>,
+    call: impl Future<Output = S3Result<T>>,
+) -> S3Result<T> {
+    let left = keys.timeout().saturating_sub(begun.elapsed());
+    let over = || {
+        let why = "it takes too long to answer".to_owned();
+        kms_fault(Error::Outage(Outage::Unreachable(why)), at)
+    };
+    timeout(left, call).await.unwrap_or_else(|| Err(over()))
 }
 
 /// Carries a commit out while its keys are held: to the end, also when whoever asked for it goes away, because then the commit goes

@@ -96,8 +96,10 @@ const PAUSE_MS: u64 = 200;
 const PAUSE_JITTER_MS: u64 = 800;
 /// How long an endpoint that failed is left out.
 const LEFT_OUT: Duration = Duration::from_secs(3);
-/// The longest one attempt may take where there is another endpoint to try.
+/// The longest one attempt may take where there is another endpoint to try. Where there are many, each has its share of the time.
 const ATTEMPT_MAX: Duration = Duration::from_secs(2);
+/// The shortest: a server that is far away takes its time too. More than some ten silent ones are found out by several calls.
+const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 
 /// The client of one core.
 pub struct KesClient {
@@ -254,14 +256,17 @@ impl KesClient {
                 }
                 self.connection.sleep(pause).await;
             }
-            for at in self.order() {
+            let order = self.order();
+            for (tried, at) in order.iter().copied().enumerate() {
                 let now = self.connection.now();
                 if now >= deadline {
                     return Err(Error::unreachable(last));
                 }
-                let attempt = match self.endpoints.len() {
-                    1 => deadline,
-                    _ => deadline.min(now + ATTEMPT_MAX),
+                let attempt = match (self.endpoints.len(), rounds) {
+                    (1, _) => deadline,
+                    (_, 1) => deadline.min(now + ATTEMPT_MAX),
+                    // However many are silent, one that answers is asked in time.
+                    _ => deadline.min(now + share(deadline - now, order.len() - tried)),
                 };
                 match self.send(at, request, attempt).await {
                     Ok(answer) if !is_server_fault(answer.status) => return Ok(answer),
@@ -325,6 +330,12 @@ impl KesClient {
             ready
         }
     }
+}
+
+/// What one attempt may take where so many endpoints are to be asked in the time that is left.
+fn share(left: Duration, endpoints: usize) -> Duration {
+    let endpoints = u32::try_from(endpoints).unwrap_or(u32::MAX);
+    (left / endpoints.max(1)).clamp(ATTEMPT_MIN, ATTEMPT_MAX)
 }
 
 fn key_request(

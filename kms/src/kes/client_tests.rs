@@ -342,6 +342,23 @@ fn a_silent_endpoint_leaves_time_for_another() {
     assert_eq!(hosts, ["kes0", "kes1"]);
 }
 
+#[test]
+fn however_many_are_silent_one_that_answers_is_asked_in_time() {
+    for count in [3, 5, 9] {
+        let stub = Stub::new(|_, _| json(200, &generated(1)));
+        stub.takes.set(Duration::from_secs(60));
+        let client = stub.client(count);
+        let begun = stub.now();
+        assert!(now(client.generate("k", b"{}", stub.deadline())).is_err());
+        assert!(stub.now() - begun <= Duration::from_secs(5));
+        let mut hosts = stub.hosts();
+        hosts.truncate(usize::from(count));
+        hosts.sort();
+        hosts.dedup();
+        assert_eq!(hosts.len(), usize::from(count), "each is asked once");
+    }
+}
+
 /// Whether an unanswered create took effect is not known, so it is not sent twice.
 #[test]
 fn what_changes_something_is_sent_once() {
