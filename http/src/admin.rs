@@ -339,6 +339,7 @@ impl Admin {
         let mut state = self.state();
         if !matches!(*state, State::Stopping) {
             *state = State::Locked;
+            self.changed.notify_all();
         }
         loop {
             state = match std::mem::replace(&mut *state, State::Starting) {

@@ -22,7 +22,7 @@ use strongroom_engine::secret::Secret;
 use strongroom_engine::simd::{self, cpu, md5};
 use strongroom_engine::{DataDir, Engine, EngineOptions};
 use strongroom_kms::{
-    Caller, DEFAULT_KEY, Error, Generated, KeyLease, Keys, KeysOptions, Kms, Outage, RootKey,
+    Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey,
 };
 
 use crate::admin::{self, Admin};
@@ -35,7 +35,7 @@ use crate::key_service::KeyService;
 use crate::metrics::{self, Metrics};
 use crate::rewrap::Objects;
 use crate::service::{Domains, Settings};
-use crate::store_key::{Settle, Shut, StoreKeeper, StoreKey};
+use crate::store_key::{Settle, Shut, StoreKeeper};
 use crate::tls::{Certificates, default_names};
 use crate::{auth, limits, ops, root_key, work};
 
@@ -147,14 +147,9 @@ struct House {
     health: Arc<Health>,
     cores: Cores,
     keeper: Arc<StoreKeeper>,
-    store: Option<OpenStore>,
+    store: Option<Engine>,
     /// Why the store is locked, as it was logged last.
     told_why: Option<String>,
-}
-
-struct OpenStore {
-    engine: Engine,
-    lease: Option<KeyLease>,
 }
 
 impl House {
@@ -186,23 +181,23 @@ impl House {
 
     /// How long until the next look at the store key.
     fn pause(&self) -> Duration {
-        match &self.store {
-            None => limits::LOCKED_LOOK,
-            Some(OpenStore { lease: Some(_), .. }) => limits::KEY_CHECK,
-            Some(OpenStore { lease: None, .. }) => limits::OPEN_LOOK,
+        match (&self.store, self.keeper.check()) {
+            (None, _) => limits::LOCKED_LOOK,
+            (Some(_), Some(_)) => limits::KEY_CHECK,
+            (Some(_), None) => limits::OPEN_LOOK,
         }
     }
 
     /// Opens or locks the store, as its key says.
     fn settle(&mut self) -> Result<(), String> {
         match &self.store {
-            Some(store) => {
-                if let Some(Err(why)) = store.lease.as_ref().map(KeyLease::check) {
+            Some(_) => {
+                if let Some(Err(why)) = self.keeper.check() {
                     self.lock(&why);
                 }
             }
             None => match self.keeper.open_or_make(self.options.metadata_key) {
-                Ok(key) => self.open(key)?,
+                Ok(key) => self.open(&key)?,
                 Err(Shut::Key(why)) => self.stay_locked(&why),
                 // A start is refused; a server that runs waits for better.
                 Err(Shut::Broken(why)) if self.told_why.is_none() => return Err(why),
@@ -212,9 +207,9 @@ impl House {
         Ok(())
     }
 
-    fn open(&mut self, key: StoreKey) -> Result<(), String> {
+    fn open(&mut self, key: &Secret) -> Result<(), String> {
         let cache = self.options.cache_bytes();
-        let mut engine = open_engine(&self.dir, &key.secret, self.shards, cache)?;
+        let mut engine = open_engine(&self.dir, key, self.shards, cache)?;
         if let Some(rate) = NonZeroU64::new(self.options.scrub_rate) {
             let kms = Arc::clone(&self.kms);
             let keys = || LocalKeys::here(Keys::new(kms, None, KeysOptions::default()));
@@ -232,10 +227,7 @@ impl House {
         if self.told_why.take().is_some() {
             tracing::info!("the store is open");
         }
-        self.store = Some(OpenStore {
-            engine,
-            lease: key.lease,
-        });
+        self.store = Some(engine);
         Ok(())
     }
 
@@ -244,7 +236,7 @@ impl House {
         self.stay_locked(why);
         self.cores.close();
         if let Some(store) = self.store.take()
-            && !store.engine.close_and_forget(limits::CLOSE_PATIENCE)
+            && !store.close_and_forget(limits::CLOSE_PATIENCE)
         {
             tracing::error!(
                 "something still holds the store that has to be locked, so the server ends: its memory goes with it"
@@ -277,7 +269,7 @@ impl House {
     fn end(self) {
         self.cores.stop(self.drain_timeout);
         if let Some(store) = self.store {
-            store.engine.close();
+            store.close();
         }
     }
 }

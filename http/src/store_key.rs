@@ -6,7 +6,7 @@
 //!
 //! A store key is moved from one to the other by replacing the superblock, which is there whole at any moment.
 
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use clap::ValueEnum;
 use strongroom_engine::secret::Secret;
@@ -26,13 +26,6 @@ pub enum MetadataKey {
     Local,
     /// The default key of the key service, and nothing else: they are locked and erased with it
     Kms,
-}
-
-/// The store key in clear.
-pub struct StoreKey {
-    pub secret: Secret,
-    /// Whether it may still be used; none where it stands under the root key.
-    pub lease: Option<KeyLease>,
 }
 
 /// Why the store key cannot be had.
@@ -81,7 +74,8 @@ pub struct StoreKeeper {
     keys: AskKeys,
     /// Where to ask the process to open or lock its store, as the key now says; none in commands.
     settle: Option<Box<dyn Fn(Settle) -> bool + Send + Sync>>,
-    replacing: Mutex<()>,
+    /// On the key that the store key stands under; none where that is the root key. Held while the superblock is replaced.
+    lease: Mutex<Option<KeyLease>>,
 }
 
 /// Asks for a look at the store key; answered once the store is open or locked accordingly.
@@ -95,7 +89,7 @@ impl StoreKeeper {
             kms,
             keys,
             settle: None,
-            replacing: Mutex::default(),
+            lease: Mutex::default(),
         }
     }
 
@@ -113,7 +107,7 @@ impl StoreKeeper {
     }
 
     /// Opens the key of a store that is there.
-    pub fn open(&self) -> Result<StoreKey, Shut> {
+    pub fn open(&self) -> Result<Secret, Shut> {
         self.dir.forget_old_wrapping()?;
         match self.dir.superblock()? {
             Some(superblock) => self.unwrap(superblock),
@@ -125,7 +119,7 @@ impl StoreKeeper {
     }
 
     /// As [`StoreKeeper::open`]; makes the store if there is none, and moves its key where it is wanted.
-    pub fn open_or_make(&self, wanted: Option<MetadataKey>) -> Result<StoreKey, Shut> {
+    pub fn open_or_make(&self, wanted: Option<MetadataKey>) -> Result<Secret, Shut> {
         self.dir.forget_old_wrapping()?;
         let Some(superblock) = self.dir.superblock()? else {
             return self.make(wanted.unwrap_or(MetadataKey::Local));
@@ -133,24 +127,21 @@ impl StoreKeeper {
         let above = WrappingKey::of(&superblock.wrapped_store_key)?;
         let key = self.unwrap(superblock)?;
         match (wanted, above) {
-            (Some(MetadataKey::Local), Some(_)) => {
-                self.dir
-                    .replace_store_key(&self.kms.wrap_local(LABEL, key.secret.expose()))?;
-                tracing::info!(
-                    "the store key stands under the root key now: listings and HEAD work while the key service is sealed"
-                );
-                let lease = None;
-                Ok(StoreKey { lease, ..key })
-            }
+            (Some(MetadataKey::Local), Some(_)) => self.move_to_root(&key)?,
             (Some(MetadataKey::Kms), above) => {
                 let (source, name) = self.default_key()?;
-                match above {
-                    Some(above) if above.source == source && above.name == name => Ok(key),
-                    _ => self.move_to_kms(key),
+                if !above.is_some_and(|above| above.source == source && above.name == name) {
+                    self.move_to_kms(&key)?;
                 }
             }
-            _ => Ok(key),
+            (Some(MetadataKey::Local) | None, _) => {}
         }
+        Ok(key)
+    }
+
+    /// Whether the store key that was opened may still be used. None where nothing can take it away.
+    pub fn check(&self) -> Option<Result<(), Error>> {
+        self.lease().as_ref().map(KeyLease::check)
     }
 
     /// Wraps the store key anew where it stands under an older version of this key of the keystore; says whether it did.
@@ -159,7 +150,7 @@ impl StoreKeeper {
         match self.above()? {
             Some(above) if is_of_keystore(&above, name) && above.version < current.version => {
                 let key = self.open()?;
-                self.move_to_kms(key)?;
+                self.move_to_kms(&key)?;
                 Ok(true)
             }
             _ => Ok(false),
@@ -191,10 +182,11 @@ impl StoreKeeper {
         })
     }
 
-    fn make(&self, wanted: MetadataKey) -> Result<StoreKey, Shut> {
+    fn make(&self, wanted: MetadataKey) -> Result<Secret, Shut> {
         let secret = Secret::random();
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(|e| Shut::Broken(e.to_string()))?;
+        let mut held = self.lease();
         let (wrapped, lease) = match wanted {
             MetadataKey::Local => (self.kms.wrap_local(LABEL, secret.expose()), None),
             MetadataKey::Kms => {
@@ -203,10 +195,11 @@ impl StoreKeeper {
             }
         };
         self.dir.create(id, &wrapped)?;
-        Ok(StoreKey { secret, lease })
+        *held = lease;
+        Ok(secret)
     }
 
-    fn unwrap(&self, superblock: Superblock) -> Result<StoreKey, Shut> {
+    fn unwrap(&self, superblock: Superblock) -> Result<Secret, Shut> {
         let wrapped = superblock.wrapped_store_key;
         if WrappingKey::of(&wrapped)?.is_none() {
             let opened = self.kms.unwrap_local(LABEL, &wrapped).map_err(|e| {
@@ -216,36 +209,44 @@ impl StoreKeeper {
                     place.display()
                 ))
             })?;
-            return Ok(StoreKey {
-                secret: Secret::new(*opened.expose()),
-                lease: None,
-            });
+            *self.lease() = None;
+            return Ok(Secret::new(*opened.expose()));
         }
         let id = hex::encode(superblock.store_id);
         let opened = self
             .keys
             .ask(async move |keys| keys.unwrap(PURPOSE, &id, &wrapped).await)
             .map_err(Shut::Broken)??;
-        Ok(StoreKey {
-            secret: Secret::new(*opened.plaintext.expose()),
-            lease: Some(opened.lease),
-        })
+        *self.lease() = Some(opened.lease);
+        Ok(Secret::new(*opened.plaintext.expose()))
     }
 
-    fn move_to_kms(&self, key: StoreKey) -> Result<StoreKey, Shut> {
-        let _one = self
-            .replacing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    fn move_to_root(&self, key: &Secret) -> Result<(), Shut> {
+        let mut held = self.lease();
+        self.dir
+            .replace_store_key(&self.kms.wrap_local(LABEL, key.expose()))?;
+        *held = None;
+        tracing::info!(
+            "the store key stands under the root key now: listings and HEAD work while the key service is sealed"
+        );
+        Ok(())
+    }
+
+    fn move_to_kms(&self, key: &Secret) -> Result<(), Shut> {
+        let mut held = self.lease();
         let superblock = self.dir.superblock()?;
         let superblock = superblock.ok_or_else(|| Shut::Broken("the superblock is gone".into()))?;
-        let (wrapped, lease) = self.wrap(&superblock.store_id, &key.secret)?;
+        let (wrapped, lease) = self.wrap(&superblock.store_id, key)?;
         self.dir.replace_store_key(&wrapped)?;
+        *held = Some(lease);
         tracing::info!(
             "the store key stands under the default key of the key service now, and nowhere else: listings and HEAD lock with it"
         );
-        let lease = Some(lease);
-        Ok(StoreKey { lease, ..key })
+        Ok(())
+    }
+
+    fn lease(&self) -> MutexGuard<'_, Option<KeyLease>> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wrap(&self, id: &[u8; 16], secret: &Secret) -> Result<(Vec<u8>, KeyLease), Shut> {

@@ -47,7 +47,7 @@ impl Offline {
         let store_key = StoreKeeper::new(Arc::clone(&dir), kms, keys.clone()).open()?;
         Ok(Offline {
             dir,
-            store_key: store_key.secret,
+            store_key,
             keys: LocalKeys {
                 keys: Held::Elsewhere(keys),
                 away: RefCell::default(),

@@ -91,7 +91,7 @@ fn at_rest(held: Arc<DataDir>, request: Request) -> Result<Answer, String> {
         Request::KeyStatus { .. } => {
             let keeper = offline::keeper(&held, &kms)?;
             let tallied = keeper.open().map_err(String::from);
-            let tallied = tallied.and_then(|key| crate::at_rest::tally(&held, &key.secret));
+            let tallied = tallied.and_then(|key| crate::at_rest::tally(&held, &key));
             let store = match tallied {
                 Ok(objects) => open(keeper, Arc::new(objects)),
                 Err(why) => {
@@ -104,13 +104,13 @@ fn at_rest(held: Arc<DataDir>, request: Request) -> Result<Answer, String> {
         Request::KeyRewrap { .. } => {
             let keeper = offline::keeper(&held, &kms)?;
             let key = keeper.open()?;
-            crate::at_rest::with_objects(&held, &key.secret, |objects| {
+            crate::at_rest::with_objects(&held, &key, |objects| {
                 perform_on(dir, Arc::clone(&kms), open(keeper, objects), request)
             })
         }
         Request::StoreStatus => {
             let key = offline::keeper(&held, &kms)?.open()?;
-            let usage = crate::at_rest::usage(&held, &key.secret)?;
+            let usage = crate::at_rest::usage(&held, &key)?;
             Ok(Answer::Store(StoreStatus::new("stopped", &usage, &kms)))
         }
         request => Ok(perform_on(dir, kms, admin::Store::None, request)),

@@ -112,9 +112,16 @@ async fn change_key(
     at: At<'_>,
 ) -> S3Result<CopyObjectOutput> {
     let object = &source.found.object;
-    let new = rewrap(inner, &source.found, &source.object_key, choice, source.begun, at)
-        .await?
-        .ok_or_else(|| engine_fault(Error::Conflict, at))?;
+    let new = rewrap(
+        inner,
+        &source.found,
+        &source.object_key,
+        choice,
+        source.begun,
+        at,
+    )
+    .await?
+    .ok_or_else(|| engine_fault(Error::Conflict, at))?;
     let sums = match object.checksum.as_deref() {
         None => Vec::new(),
         Some(blob) => checksum::from_blob(blob, new.key.secret())
