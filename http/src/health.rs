@@ -69,14 +69,14 @@ impl Health {
             (State::Live, false) => (StatusCode::OK, "live"),
             (State::Live, true) => (StatusCode::OK, "ready"),
         };
-        let mut body = serde_json::json!({ "status": word });
+        let mut body = format!("{{\"status\":\"{word}\"");
         if ready && let Some(keys) = self.keys.get() {
-            body["keys"] = keys().into();
+            body += &format!(",\"keys\":\"{}\"", keys());
         }
         if let State::Locked(why) = state {
-            body["reason"] = why.into();
+            body += &format!(",\"reason\":{}", serde_json::Value::from(why));
         }
-        let mut response = Response::new(Body::from(format!("{body}\n")));
+        let mut response = Response::new(Body::from(body + "}\n"));
         *response.status_mut() = status;
         response.headers_mut().insert(
             header::CONTENT_TYPE,

@@ -54,14 +54,6 @@ fn settings_by_environment() {
         drop(output.read_to_string(&mut text));
         text
     });
-    let start = Instant::now();
-    while std::net::TcpStream::connect(&address).is_err() {
-        assert!(
-            start.elapsed() < Duration::from_secs(30),
-            "nothing listens on {address}"
-        );
-        thread::sleep(Duration::from_millis(20));
-    }
     let mut client = Client::new(strongroom_tests::client::Endpoint {
         address: address.parse().expect("an address"),
         tls: false,
@@ -71,6 +63,19 @@ fn settings_by_environment() {
             region: "us-east-1".into(),
         },
     });
+    let start = Instant::now();
+    // It listens before it serves.
+    let mut live = || {
+        let health = client.send("GET", "health", "live", "", &[]);
+        health.is_ok_and(|answer| answer.status() == 200)
+    };
+    while !live() {
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "nothing is served on {address}"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
     let made = client.create_bucket(BUCKET);
     child.kill().expect("our own child");
     child.wait().expect("our own child");
