@@ -18,7 +18,8 @@ fi
 # Debian's compiler is older than the one the workspace asks for, and knows this target without a download.
 export RUSTC=/usr/bin/rustc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu"
+# Without the library path the loader takes the C library of the arm64 packages, which need not be its own version: threads then hang.
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -E LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib -L /usr/aarch64-linux-gnu"
 export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 test=(cargo test --locked --ignore-rust-version --target aarch64-unknown-linux-gnu --target-dir target/arm -p strongroom-engine)
 
