@@ -6,6 +6,8 @@
 pub mod commit;
 mod compact;
 pub mod copies;
+#[cfg(test)]
+mod faults;
 pub mod journal;
 pub mod key;
 pub mod offline;
@@ -97,6 +99,7 @@ pub struct Index {
 impl Index {
     /// Opens the index in `dir`, replaying its journal.
     pub fn open(dir: &Path, store_key: &Secret) -> Result<Index> {
+        journal::mend(dir)?;
         let index = Self::open_bare(dir, store_key)?;
         index.load_buckets()?;
         Ok(index)
