@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError};
 use futures_channel::oneshot;
@@ -21,9 +21,10 @@ use crate::index::tally::{Tally, Under};
 use crate::index::{Index, recover};
 use crate::io::{DiskCounters, DiskStats};
 use crate::limits;
+use crate::rt;
 use crate::scrubber::{self, Scrub, Scrubbed};
 use crate::secret::Secret;
-use crate::segment::reclaim::{self, Message};
+use crate::segment::reclaim::{Message, Reclaimer};
 use crate::segment::{Segments, block};
 use crate::shard::Shard;
 use crate::shelf::Shelf;
@@ -59,9 +60,7 @@ type Readers = Mutex<HashMap<u64, u32>>;
 impl Core {
     /// Milliseconds since 1970.
     pub fn now(&self) -> u64 {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_millis() as u64)
+        rt::unix_millis()
     }
 
     /// Looks a record up and holds it, so that nothing it names is punched. `look` runs under the shard's lock: whoever
@@ -123,7 +122,7 @@ impl Core {
                 reply: Some(reply),
             })
             .is_ok()
-            && matches!(futures_lite::future::block_on(answer), Ok(Ok(_)))
+            && matches!(rt::block_on(answer), Ok(Ok(_)))
     }
 
     pub fn commit_and_forget(&self, op: Op) {
@@ -209,9 +208,22 @@ pub struct Usage {
     pub room: Room,
 }
 
-impl Engine {
-    /// Opens the store in `dir`: replays the index, gives back what a crash left.
-    pub fn open(dir: &DataDir, store_key: &Secret, options: &EngineOptions) -> Result<Engine> {
+/// A store that was opened, before its threads run.
+pub(crate) struct Opened {
+    pub core: Arc<Core>,
+    pub committer: Committer,
+    pub reclaimer: Reclaimer,
+    pub opening: Opening,
+}
+
+impl Opened {
+    /// Replays the index, gives back what a crash left. A segment takes no new extent past `segment_sectors`.
+    pub fn new(
+        dir: &DataDir,
+        store_key: &Secret,
+        options: &EngineOptions,
+        segment_sectors: u32,
+    ) -> Result<Opened> {
         if !dir.index_dir().is_dir() {
             return Err(Error::Unusable(format!(
                 "{} is not there. Put it back, or rebuild it from the segments with `strongroom recover`.",
@@ -227,6 +239,7 @@ impl Engine {
         };
         let segments = Segments::new(
             &dir.segments_dir(),
+            segment_sectors,
             options.shards,
             found.next_segment,
             found.boot,
@@ -254,12 +267,31 @@ impl Engine {
             fatal: options.fatal,
         });
         for freed in found.freed {
+            core.segments.leave(&freed.extents);
             core.reclaim(freed.into());
         }
         if found.rewrapped.is_some() {
             let (bytes, rewrapped) = (0, found.rewrapped);
             core.reclaim(Message::IndexDead { bytes, rewrapped });
         }
+        Ok(Opened {
+            committer: Committer::new(Arc::clone(&core), requests, found.tallies, found.rewrapped),
+            reclaimer: Reclaimer::new(Arc::clone(&core), messages),
+            core,
+            opening,
+        })
+    }
+}
+
+impl Engine {
+    /// Opens the store in `dir`: replays the index, gives back what a crash left.
+    pub fn open(dir: &DataDir, store_key: &Secret, options: &EngineOptions) -> Result<Engine> {
+        let Opened {
+            core,
+            committer,
+            reclaimer,
+            opening,
+        } = Opened::new(dir, store_key, options, limits::SEGMENT_SECTORS_MAX)?;
         let thread = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
                 .name(name.into())
@@ -267,7 +299,6 @@ impl Engine {
                 .map_err(|e| Error::io("start a thread for", dir.path(), e))
         };
         let fatal = options.fatal;
-        let committer = Committer::new(Arc::clone(&core), requests, found.tallies, found.rewrapped);
         let committer = thread(
             "committer",
             Box::new(move || {
@@ -276,11 +307,7 @@ impl Engine {
                 }
             }),
         )?;
-        let reclaim_core = Arc::clone(&core);
-        let reclaimer = thread(
-            "reclaimer",
-            Box::new(move || reclaim::run(&reclaim_core, &messages)),
-        )?;
+        let reclaimer = thread("reclaimer", Box::new(move || reclaimer.run()))?;
         Ok(Engine {
             core,
             committer,

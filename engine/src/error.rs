@@ -74,6 +74,11 @@ impl Error {
         }
     }
 
+    /// Nobody knows what is on disk after it, and another try may claim what is not so.
+    pub(crate) fn is_failed_sync(&self) -> bool {
+        matches!(self, Error::Io { op: "sync", .. })
+    }
+
     pub(crate) fn corrupt(what: impl Into<String>, place: impl Into<String>) -> Self {
         Error::Corrupt {
             what: what.into(),

@@ -18,10 +18,13 @@ mod index;
 mod io;
 mod limits;
 mod object;
+mod rt;
 mod scrubber;
 mod segment;
 mod shard;
 mod shelf;
+#[cfg(test)]
+mod sim;
 mod space;
 mod verify;
 
@@ -47,6 +50,7 @@ pub use verify::{Event, KeyAnswer, ObjectKeys, Verified, export, verify};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use rt::random;
 use secret::Secret;
 
 /// A key for one purpose, from the key of the store.
@@ -54,9 +58,4 @@ fn derive(store_key: &Secret, purpose: &[u8]) -> Secret {
     let mut mac = Hmac::<Sha256>::new_from_slice(store_key.expose()).expect("any length is a key");
     mac.update(purpose);
     Secret::new(mac.finalize().into_bytes().into())
-}
-
-/// Random bytes from the operating system.
-fn random(out: &mut [u8]) {
-    getrandom::fill(out).expect("the operating system gives random bytes");
 }

@@ -10,10 +10,11 @@ use glommio::sync::Semaphore;
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::index::commit::{Op, Reply};
-use crate::io::uring;
+use crate::io::disk;
 use crate::limits;
 use crate::object::Committed;
 use crate::record::{Bucket, BucketEncryption};
+use crate::rt;
 use crate::segment::reader::Files;
 use crate::segment::writer::Writer;
 
@@ -29,7 +30,7 @@ pub struct Shard {
 
 impl Shard {
     pub(crate) async fn open(core: Arc<Core>, id: usize) -> Result<Rc<Shard>> {
-        uring::warm_up(&core.superblock).await?;
+        disk::warm_up(&core.superblock).await?;
         let shard = Rc::new(Shard {
             writer: Rc::new(Writer::new(Arc::clone(&core), id)),
             files: Rc::new(Files::new(Arc::clone(&core), id)),
@@ -40,7 +41,7 @@ impl Shard {
         });
         // One shard is enough, and rounds follow each other.
         if id == 0 {
-            glommio::spawn_local(Shard::keep_copying(Rc::downgrade(&shard))).detach();
+            rt::spawn(Shard::keep_copying(Rc::downgrade(&shard)));
         }
         Ok(shard)
     }
@@ -94,7 +95,7 @@ impl Shard {
         if self.core.reclaim_backlog() > limits::RECLAIM_BACKLOG_MAX {
             let room = async {
                 while self.core.reclaim_backlog() > limits::RECLAIM_BACKLOG_MAX {
-                    glommio::timer::sleep(limits::BACKLOG_LOOK_EVERY).await;
+                    rt::sleep(limits::BACKLOG_LOOK_EVERY).await;
                 }
             };
             within(limits::SLOT_WAIT, room)
@@ -120,16 +121,14 @@ impl Shard {
         work: impl FnOnce(&Core) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let core = Arc::clone(&self.core);
-        glommio::executor()
-            .spawn_blocking(move || work(&core))
-            .await
+        rt::blocking(move || work(&core)).await
     }
 }
 
 /// The future's value, or none when it takes longer than `limit`.
 pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     futures_lite::future::or(async { Some(future.await) }, async {
-        glommio::timer::sleep(limit).await;
+        rt::sleep(limit).await;
         None
     })
     .await

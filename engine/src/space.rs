@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::io::disk;
 use crate::limits;
+use crate::rt;
 
 pub struct Space {
     dir: PathBuf,
@@ -45,7 +47,7 @@ impl Space {
     pub fn new(dir: &Path) -> Self {
         Space {
             dir: dir.to_owned(),
-            begun: Instant::now(),
+            begun: rt::now(),
             asked: AtomicU64::new(0),
             left: AtomicU64::new(0),
             free: AtomicU64::new(0),
@@ -55,13 +57,11 @@ impl Space {
 
     /// Asks the file system. `index` is the size of the index, which part of the reserve is for.
     pub fn room(&self, index: u64) -> Result<Room> {
-        let fs = rustix::fs::statvfs(&self.dir)
-            .map_err(|e| Error::io("ask for the free space of", &self.dir, e))?;
-        let total = fs.f_blocks.saturating_mul(fs.f_frsize);
+        let (total, free) = disk::room(&self.dir)?;
         let reserve = limits::RESERVE_BYTES + index / limits::RESERVE_INDEX_SHARE;
         Ok(Room {
             total,
-            free: fs.f_bavail.saturating_mul(fs.f_frsize),
+            free,
             reserve: reserve.min(total / limits::RESERVE_TOTAL_SHARE),
         })
     }
@@ -91,7 +91,7 @@ impl Space {
     }
 
     fn look(&self, index: impl FnOnce() -> Result<u64>) -> Result<()> {
-        let now = self.begun.elapsed().as_millis() as u64 + 1;
+        let now = (rt::now() - self.begun).as_millis() as u64 + 1;
         let asked = self.asked.load(Ordering::Relaxed);
         let due =
             asked == 0 || now.saturating_sub(asked) >= limits::SPACE_LOOK_EVERY.as_millis() as u64;

@@ -97,7 +97,10 @@ pub fn verify(
     keys: &dyn ObjectKeys,
     say: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<Verified> {
-    let offline = Offline::open(dir, store_key)?;
+    let mut offline = Offline::open(dir, store_key)?;
+    if let Some(damage) = offline.damage.take() {
+        return Err(damage);
+    }
     let blocks = block::Sealer::new(store_key);
     let mut run = Run {
         dir,

@@ -3,13 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use glommio::{LocalExecutorBuilder, Placement};
 use proptest::prelude::*;
 
 use super::*;
 use crate::record::{Encryption, Mode};
 use crate::secret::Secret;
-use crate::{DataDir, Engine, EngineOptions, Error, Finish, Shard, Target};
+use crate::{Error, Finish, Shard, Target, rt, sim};
 
 const RUN: usize = CACHE_RUN_BYTES as usize;
 
@@ -154,31 +153,11 @@ proptest! {
 
 const KEY: [u8; 32] = [5; 32];
 
-fn with_shard<F: Future<Output = ()> + 'static>(
-    work: impl FnOnce(Rc<Shard>) -> F + Send + 'static,
-) {
-    let dir = tempfile::tempdir().unwrap();
-    let held = DataDir::lock(dir.path()).unwrap();
-    held.create([1; 16], b"key").unwrap();
-    let options = EngineOptions {
-        shards: 1,
-        cache_bytes: 64 << 20,
-        fatal: |e| panic!("fatal: {e}"),
-    };
-    let engine = Engine::open(&held, &Secret::new([9; 32]), &options).unwrap();
-    let seed = engine.shard(0);
-    LocalExecutorBuilder::new(Placement::Unbound)
-        .io_memory(1 << 20)
-        .spawn(move || async move {
-            let shard = seed.open().await.unwrap();
-            shard.create_bucket("b").await.unwrap();
-            work(Rc::clone(&shard)).await;
-            shard.close().await;
-        })
-        .unwrap()
-        .join()
-        .unwrap();
-    engine.close();
+fn with_shard<F: Future<Output = ()> + 'static>(work: impl FnOnce(Rc<Shard>) -> F + 'static) {
+    sim::with_shard(64 << 20, |shard| async move {
+        shard.create_bucket("b").await.unwrap();
+        work(shard).await;
+    });
 }
 
 /// Writes the object and says where its data is.
@@ -307,7 +286,7 @@ fn readers_see_one_version_whatever_is_overwritten_and_punched() {
         let tasks: Vec<_> = (0..6)
             .map(|task| {
                 let (shard, next) = (Rc::clone(&shard), Rc::clone(&next));
-                glommio::spawn_local(async move {
+                rt::spawn(async move {
                     for step in 0..60u64 {
                         if task < 3 {
                             let fill = (next() % 251) as u8;
@@ -337,7 +316,7 @@ fn readers_see_one_version_whatever_is_overwritten_and_punched() {
             if shard.core.cache.stats().bytes == 0 {
                 return;
             }
-            glommio::timer::sleep(std::time::Duration::from_millis(50)).await;
+            rt::sleep(std::time::Duration::from_millis(50)).await;
         }
         panic!("{:?}", shard.core.cache.stats());
     });

@@ -20,11 +20,13 @@ use super::record::{
     Upload, UploadId,
 };
 use super::tally::{self, Tallies};
+use super::tree::OwnedWriteBatch;
 use super::{Space, key};
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::object::{Committed, Condition, PartChoice};
+use crate::rt;
 use crate::segment::reclaim::{Freed, Message};
 
 /// One request to the committer, and where its answer goes.
@@ -139,11 +141,14 @@ pub mod meta {
 
 pub struct Committer {
     core: Arc<Core>,
-    requests: Receiver<Request>,
+    pub requests: Receiver<Request>,
+    /// When the marks below which segments are settled are written next, if anything happened.
+    pub checkpoint_due: Instant,
+    settled: bool,
     sequence: u64,
     buckets: BTreeMap<String, Arc<Bucket>>,
     buckets_changed: bool,
-    batch: fjall::OwnedWriteBatch,
+    batch: OwnedWriteBatch,
     /// What this batch wrote so far, for those that follow in it.
     written: HashMap<(Space, Vec<u8>), Option<Vec<u8>>>,
     freed: Vec<Freed>,
@@ -187,54 +192,63 @@ impl Committer {
             copied: None,
             core,
             requests,
+            checkpoint_due: rt::now() + limits::CHECKPOINT_EVERY,
+            settled: true,
         }
     }
 
     /// Runs until it is told to close. An error is one after which nothing may be acknowledged any more.
     pub fn run(mut self) -> Result<()> {
-        let mut checkpoint_due = Instant::now() + limits::CHECKPOINT_EVERY;
-        let mut settled = true;
         loop {
-            let first = match self.requests.recv_deadline(checkpoint_due) {
+            let first = match self.requests.recv_deadline(self.checkpoint_due) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return self.close(),
             };
-            let mut replies = Vec::new();
-            let mut closing = false;
-            let mut next = first;
-            while let Some(Request { op, reply }) = next.take() {
-                if let Op::Abandon = op {
-                    return Ok(());
-                }
-                closing = matches!(op, Op::Close);
-                settled &= matches!(op, Op::Close | Op::Checkpoint);
-                let result = match self.apply(op, &mut replies) {
-                    Err(e @ (Error::Io { .. } | Error::Corrupt { .. })) if self.must_stop(&e) => {
-                        return Err(e);
-                    }
-                    result => result,
-                };
-                if let Some(reply) = reply {
-                    replies.push((reply, result));
-                }
-                if closing || replies.len() >= limits::COMMIT_BATCH_MAX {
-                    break;
-                }
-                next = self.requests.try_recv().ok();
-            }
-            if Instant::now() >= checkpoint_due {
-                if !settled {
-                    self.write_checkpoint(false);
-                    settled = true;
-                }
-                checkpoint_due = Instant::now() + limits::CHECKPOINT_EVERY;
-            }
-            self.commit(&mut replies)?;
-            if closing {
-                return self.close();
+            if !self.turn(first)? {
+                return Ok(());
             }
         }
+    }
+
+    /// Makes one batch of `first` and what waits behind it; whether there is another turn.
+    pub fn turn(&mut self, first: Option<Request>) -> Result<bool> {
+        let mut replies = Vec::new();
+        let mut closing = false;
+        let mut next = first;
+        while let Some(Request { op, reply }) = next.take() {
+            if let Op::Abandon = op {
+                return Ok(false);
+            }
+            closing = matches!(op, Op::Close);
+            self.settled &= matches!(op, Op::Close | Op::Checkpoint);
+            let result = match self.apply(op, &mut replies) {
+                Err(e @ (Error::Io { .. } | Error::Corrupt { .. })) if self.must_stop(&e) => {
+                    return Err(e);
+                }
+                result => result,
+            };
+            if let Some(reply) = reply {
+                replies.push((reply, result));
+            }
+            if closing || replies.len() >= limits::COMMIT_BATCH_MAX {
+                break;
+            }
+            next = self.requests.try_recv().ok();
+        }
+        let now = rt::now();
+        if now >= self.checkpoint_due {
+            if !self.settled {
+                self.write_checkpoint(false);
+                self.settled = true;
+            }
+            self.checkpoint_due = now + limits::CHECKPOINT_EVERY;
+        }
+        self.commit(&mut replies)?;
+        if closing {
+            self.close()?;
+        }
+        Ok(!closing)
     }
 
     /// Reading one damaged record fails one request; a journal that cannot be written fails the store.
@@ -242,7 +256,7 @@ impl Committer {
         matches!(error, Error::Io { op, .. } if *op == "commit")
     }
 
-    fn close(mut self) -> Result<()> {
+    fn close(&mut self) -> Result<()> {
         self.write_checkpoint(true);
         self.commit(&mut Vec::new())
     }
@@ -316,6 +330,7 @@ impl Committer {
             }
             self.core.segments.add_live(self.added.drain(..));
             for freed in self.freed.drain(..) {
+                self.core.segments.leave(&freed.extents);
                 self.core.segments.remove_live(&freed.extents);
                 self.core.reclaim(freed.into());
             }

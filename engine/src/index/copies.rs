@@ -14,6 +14,7 @@ use minicbor::{Decode, Encode};
 use super::Space;
 use crate::limits;
 use crate::record::Extent;
+use crate::rt;
 use crate::segment::block::CopyGroup;
 
 /// The keyspaces that are copied, by their numbers in copies.
@@ -87,8 +88,8 @@ impl Copies {
             changed: HashSet::new(),
             whole,
             running: false,
-            began: Instant::now(),
-            died: Instant::now(),
+            began: rt::now(),
+            died: rt::now(),
         }))
     }
 
@@ -109,7 +110,7 @@ impl Copies {
         let mut state = self.lock();
         if sequence <= state.groups.to() {
             state.groups.dead += bytes;
-            state.died = Instant::now();
+            state.died = rt::now();
         }
     }
 
@@ -128,19 +129,19 @@ impl Copies {
         let dead = state.groups.dead;
         let alive = state.groups.bytes().saturating_sub(dead);
         let rotten = dead >= limits::COPY_DEAD_BYTES_MIN.max(alive / 2);
-        let since = state.began.elapsed();
+        let since = rt::now() - state.began;
         let pending = state.whole || !state.changed.is_empty();
         let due = now && (pending || whole)
             || since >= limits::COPY_EVERY && pending
             || state.changed.len() >= limits::COPY_KEYS_DUE
-            || rotten && state.died.elapsed() >= limits::COPY_QUIET;
+            || rotten && rt::now() - state.died >= limits::COPY_QUIET;
         if !due {
             return None;
         }
         let whole =
             whole || state.whole || rotten || state.groups.groups.len() >= limits::COPY_GROUPS_MAX;
         state.running = true;
-        state.began = Instant::now();
+        state.began = rt::now();
         // Whatever a later commit changes is noted after this.
         let to = synced();
         let mut keys: Vec<_> = std::mem::take(&mut state.changed).into_iter().collect();

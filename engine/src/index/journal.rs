@@ -3,7 +3,18 @@
 //! A journal of fjall 3 holds batches: a start (`01`, number of items in 4 bytes, tree sequence in 8), items (`02`, kind: 0 value,
 //! 1 and 2 removal, compression: 0 none, keyspace in 8, lengths of key in 2 and of the value in 4 twice, key, value) or cleared
 //! keyspaces (`04`, keyspace in 8), and an end (`03`, checksum in 8, `FJL` `03`); numbers are little-endian. Only batches whole from
-//! start to end count, and what they hold is believed no further than its own seal goes.
+//! start to end count, and what they hold is believed no further than its own seal goes. The checksum is XXH3 over the items.
+//!
+//! Every batch is synced before the next one is written. So a crash can leave one batch torn, at the end of the newest journal;
+//! and damage with whole batches behind it is none that a crash leaves.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{SeekFrom, seek};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::{Error, Result};
 
 /// One change of a batch: an entry of a keyspace, and its value; none where it was removed.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,14 +24,92 @@ pub struct Item<'a> {
     pub value: Option<&'a [u8]>,
 }
 
+/// Cuts off a batch that a crash has torn: the tree would refuse some of these, and where it does not, would cut as well. Refuses
+/// journals that are damaged in front of whole batches, which the tree would drop without a word.
+pub fn mend(dir: &Path) -> Result<()> {
+    let mut journals = journals(dir)?;
+    let newest = journals.pop();
+    let older = journals.iter().map(|path| (path, true));
+    // The tree's own sequence is in no sum, but it only ever grows.
+    let mut sequence = 0;
+    for (path, older) in older.chain(newest.iter().map(|path| (path, false))) {
+        let bytes = read(path)?;
+        let mut end = 0;
+        while let Some(found) = batch(&bytes[end..])
+            && found.sum_holds
+            && found.sequence > sequence
+        {
+            sequence = found.sequence;
+            end += found.len;
+        }
+        let rest = &bytes[end..];
+        if rest.iter().all(|b| *b == 0) {
+            continue;
+        }
+        let whole = |at: &usize| batch(&rest[*at..]).is_some_and(|found| found.sum_holds);
+        if older || (0..rest.len()).any(|at| whole(&at)) {
+            return Err(Error::Unusable(format!(
+                "{} is damaged at byte {end}: what was committed from there on would be lost. Nothing was changed. Put the file \
+                 back as it was, or rebuild the index with `strongroom recover`.",
+                path.display()
+            )));
+        }
+        tracing::info!(
+            "a commit that a crash cut off is dropped from {}",
+            path.display()
+        );
+        let failed = |e| Error::io("cut", path, e);
+        let file = File::options().write(true).open(path).map_err(failed)?;
+        file.set_len(end as u64).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The journals of an index, the oldest first.
+fn journals(dir: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e| Error::io("list", dir, e);
+    let mut found: Vec<(u64, PathBuf)> = Vec::new();
+    // An index about to be made has none.
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let number = path
+            .file_name()
+            .and_then(|n| n.to_str()?.strip_suffix(".jnl")?.parse::<u64>().ok());
+        found.extend(number.map(|n| (n, path)));
+    }
+    found.sort_unstable();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// What was written of a journal: it is made large at once, and the rest of it is a hole.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let failed = |e: std::io::Error| Error::io("read", path, e);
+    let file = File::open(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    let mut end = 0;
+    while end < len
+        && let Ok(data) = seek(&file, SeekFrom::Data(end))
+    {
+        end = seek(&file, SeekFrom::Hole(data)).unwrap_or(len);
+    }
+    let mut bytes = vec![0; end as usize];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).map_err(failed)?;
+    Ok(bytes)
+}
+
 /// Hands out the items of every whole batch in `journal`, in order.
 pub fn batches<'a>(journal: &'a [u8], mut f: impl FnMut(Vec<Item<'a>>)) {
     let mut at = 0;
     while at < journal.len() {
         match batch(&journal[at..]) {
-            Some((items, len)) => {
-                f(items);
-                at += len;
+            Some(found) => {
+                at += found.len;
+                f(found.items);
             }
             // The next place where a batch can begin.
             None => {
@@ -39,12 +128,21 @@ const ITEM: u8 = 2;
 const END: u8 = 3;
 const MAGIC: [u8; 4] = *b"FJL\x03";
 
-fn batch(bytes: &[u8]) -> Option<(Vec<Item<'_>>, usize)> {
+struct Batch<'a> {
+    items: Vec<Item<'a>>,
+    len: usize,
+    /// The tree's own.
+    sequence: u64,
+    sum_holds: bool,
+}
+
+fn batch(bytes: &[u8]) -> Option<Batch<'_>> {
     let mut rest = bytes;
     (take(&mut rest, 1)? == [START]).then_some(())?;
     let count = number(take(&mut rest, 4)?);
-    take(&mut rest, 8)?;
+    let sequence = number(take(&mut rest, 8)?) as u64;
     let mut items = Vec::new();
+    let summed = rest;
     while items.len() < count {
         (take(&mut rest, 1)? == [ITEM]).then_some(())?;
         let kind = *take(&mut rest, 1)?.first()?;
@@ -61,10 +159,16 @@ fn batch(bytes: &[u8]) -> Option<(Vec<Item<'_>>, usize)> {
             value: (kind == 0).then_some(value),
         });
     }
+    let summed = &summed[..summed.len() - rest.len()];
     (take(&mut rest, 1)? == [END]).then_some(())?;
-    take(&mut rest, 8)?;
+    let sum = take(&mut rest, 8)?;
     (take(&mut rest, 4)? == MAGIC).then_some(())?;
-    Some((items, bytes.len() - rest.len()))
+    Some(Batch {
+        items,
+        len: bytes.len() - rest.len(),
+        sequence,
+        sum_holds: sum == xxh3_64(summed).to_le_bytes(),
+    })
 }
 
 fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
@@ -122,7 +226,7 @@ mod tests {
         assert_eq!(all.len(), 60);
         assert_eq!(all[4], (vec![1, 1], true));
         assert_eq!(all[5], (vec![1, 1], false));
-        let batch_len = batch(&journals[0]).unwrap().1;
+        let batch_len = batch(&journals[0]).unwrap().len;
         for damaged in [5, 40, batch_len - 2] {
             let mut bytes = journals[0].clone();
             bytes[7 * batch_len + damaged] ^= 0x81;
@@ -133,6 +237,80 @@ mod tests {
                 "{damaged}"
             );
         }
+    }
+
+    /// A store's journal, with marks where each of `n` batches begins and ends.
+    fn written(dir: &Path, n: u8) -> (PathBuf, Vec<u8>, Vec<usize>) {
+        let db = fjall::Database::builder(dir)
+            .journal_compression(fjall::CompressionType::None)
+            .open()
+            .unwrap();
+        let space = db.keyspace("x", Default::default).unwrap();
+        for n in 0..n {
+            let mut batch = db.batch();
+            batch.insert(&space, [n], vec![n; 3000]);
+            batch.remove(&space, [n, 1]);
+            batch.commit().unwrap();
+        }
+        db.persist(fjall::PersistMode::SyncAll).unwrap();
+        drop((space, db));
+        let path = super::journals(dir).unwrap().pop().unwrap();
+        let bytes = read(&path).unwrap();
+        let mut marks = vec![0];
+        while let Some(found) = batch(&bytes[marks[marks.len() - 1]..]) {
+            marks.push(marks[marks.len() - 1] + found.len);
+        }
+        let bytes = bytes[..*marks.last().unwrap()].to_vec();
+        (path, bytes, marks)
+    }
+
+    #[test]
+    fn a_torn_end_is_cut_and_damage_before_it_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, good, marks) = written(dir.path(), 6);
+        let last = marks[marks.len() - 2];
+        let mended = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            mend(dir.path()).map(|()| std::fs::read(&path).unwrap())
+        };
+        assert_eq!(mended(&good).unwrap(), good);
+        let large = [&good[..], &[0; 100_000]].concat();
+        assert_eq!(mended(&large).unwrap(), large, "room that was made ahead");
+        // A last batch that lost its end, or any of its blocks.
+        for cut in (last + 1..good.len()).step_by(61) {
+            assert_eq!(mended(&good[..cut]).unwrap(), good[..last], "cut at {cut}");
+            let mut torn = large.clone();
+            let end = (cut + 512).min(good.len());
+            if torn[cut..end].iter().all(|b| *b == 0) {
+                continue;
+            }
+            torn[cut..end].fill(0);
+            assert_eq!(mended(&torn).unwrap(), good[..last], "torn at {cut}");
+        }
+        // A bit that changed in front of it; kinds of removal are alike.
+        for at in (0..last).filter(|at| at % 3000 < 60 || at % 17 == 0) {
+            for bit in [0x01, 0x80] {
+                let mut bad = good.clone();
+                bad[at] ^= bit;
+                let found = mended(&bad);
+                assert!(
+                    matches!(found, Err(Error::Unusable(_))) || grows(&bad),
+                    "byte {at} of {last}"
+                );
+            }
+        }
+    }
+
+    /// Whether all batches are whole, and their sequences grow.
+    fn grows(journal: &[u8]) -> bool {
+        let (mut at, mut sequence) = (0, 0);
+        while let Some(found) = batch(&journal[at..]) {
+            if !found.sum_holds || found.sequence <= sequence {
+                return false;
+            }
+            (at, sequence) = (at + found.len, found.sequence);
+        }
+        at == journal.len()
     }
 
     proptest! {

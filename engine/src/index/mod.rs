@@ -6,6 +6,8 @@
 pub mod commit;
 mod compact;
 pub mod copies;
+#[cfg(test)]
+mod faults;
 pub mod journal;
 pub mod key;
 pub mod offline;
@@ -23,14 +25,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use fjall::config::{BlockSizePolicy, CompressionPolicy};
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions};
+use fjall::{CompressionType, KeyspaceCreateOptions, KvSeparationOptions};
 use minicbor::Decode;
 
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::secret::Secret;
+#[cfg(test)]
+use crate::sim::tree;
 use record::{Bucket, Sealer};
 use tally::{Tally, Under};
+use tree::{Database, Keyspace};
+
+/// What the index is kept in. Under test it can be a stand-in, which forgets at a crash what was not synced.
+#[cfg(not(test))]
+mod tree {
+    pub use super::open_tree as open;
+    pub use fjall::{Database, Iter, Keyspace, OwnedWriteBatch};
+}
 
 /// The keyspaces, by the names that the seals of their values are bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,6 +99,7 @@ pub struct Index {
 impl Index {
     /// Opens the index in `dir`, replaying its journal.
     pub fn open(dir: &Path, store_key: &Secret) -> Result<Index> {
+        journal::mend(dir)?;
         let index = Self::open_bare(dir, store_key)?;
         index.load_buckets()?;
         Ok(index)
@@ -94,40 +107,7 @@ impl Index {
 
     /// As [`Index::open`], without a look at any record.
     fn open_bare(dir: &Path, store_key: &Secret) -> Result<Index> {
-        check_keyspaces(dir)?;
-        let failed = |e: fjall::Error| Error::io("open the index in", dir, e);
-        let db = Database::builder(dir)
-            .cache_size(limits::INDEX_CACHE_BYTES)
-            .journal_compression(CompressionType::None)
-            .max_journaling_size(limits::INDEX_JOURNAL_BYTES_MAX)
-            .manual_journal_persist(true)
-            .worker_threads(1)
-            .open()
-            .map_err(failed)?;
-        let mut spaces = Vec::with_capacity(Space::ALL.len());
-        for space in Space::ALL {
-            let options = || {
-                let plain = KeyspaceCreateOptions::default()
-                    .data_block_compression_policy(CompressionPolicy::disabled())
-                    .max_memtable_size(limits::INDEX_MEMTABLE_BYTES)
-                    .manual_journal_persist(true);
-                match space {
-                    Space::Inline => plain.with_kv_separation(Some(
-                        KvSeparationOptions::default()
-                            .compression(CompressionType::None)
-                            .separation_threshold(1024)
-                            // Files of any age are rewritten once a quarter of their values is dead.
-                            .staleness_threshold(0.25)
-                            .age_cutoff(1.0),
-                    )),
-                    _ => plain.data_block_size_policy(BlockSizePolicy::all(8 * 1024)),
-                }
-            };
-            spaces.push(db.keyspace(space.name(), options).map_err(failed)?);
-        }
-        let spaces: [Keyspace; Space::ALL.len()] = spaces
-            .try_into()
-            .unwrap_or_else(|_| unreachable!("one keyspace each"));
+        let (db, spaces) = tree::open(dir)?;
         Ok(Index {
             dir: dir.to_owned(),
             db,
@@ -171,7 +151,7 @@ impl Index {
     }
 
     /// Every record of a keyspace, with its key.
-    fn each<T: for<'b> Decode<'b, ()>>(
+    pub fn each<T: for<'b> Decode<'b, ()>>(
         &self,
         space: Space,
         mut f: impl FnMut(&[u8], T),
@@ -230,6 +210,45 @@ impl Index {
     pub fn disk_bytes(&self) -> Result<u64> {
         self.db.disk_space().map_err(io)
     }
+}
+
+/// Opens the tree in `dir` and its keyspaces, in the order of [`Space::ALL`].
+pub fn open_tree(dir: &Path) -> Result<(fjall::Database, [fjall::Keyspace; Space::ALL.len()])> {
+    check_keyspaces(dir)?;
+    let failed = |e: fjall::Error| Error::io("open the index in", dir, e);
+    let db = fjall::Database::builder(dir)
+        .cache_size(limits::INDEX_CACHE_BYTES)
+        .journal_compression(CompressionType::None)
+        .max_journaling_size(limits::INDEX_JOURNAL_BYTES_MAX)
+        .manual_journal_persist(true)
+        .worker_threads(1)
+        .open()
+        .map_err(failed)?;
+    let mut spaces = Vec::with_capacity(Space::ALL.len());
+    for space in Space::ALL {
+        let options = || {
+            let plain = KeyspaceCreateOptions::default()
+                .data_block_compression_policy(CompressionPolicy::disabled())
+                .max_memtable_size(limits::INDEX_MEMTABLE_BYTES)
+                .manual_journal_persist(true);
+            match space {
+                Space::Inline => plain.with_kv_separation(Some(
+                    KvSeparationOptions::default()
+                        .compression(CompressionType::None)
+                        .separation_threshold(1024)
+                        // Files of any age are rewritten once a quarter of their values is dead.
+                        .staleness_threshold(0.25)
+                        .age_cutoff(1.0),
+                )),
+                _ => plain.data_block_size_policy(BlockSizePolicy::all(8 * 1024)),
+            }
+        };
+        spaces.push(db.keyspace(space.name(), options).map_err(failed)?);
+    }
+    let spaces: [fjall::Keyspace; Space::ALL.len()] = spaces
+        .try_into()
+        .unwrap_or_else(|_| unreachable!("one keyspace each"));
+    Ok((db, spaces))
 }
 
 /// Refuses an index that lacks a keyspace, or the mark of one. The tree takes such a keyspace for one that was being made when the

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use super::{Index, Space};
+use super::{Index, Space, journal};
 use crate::datadir::DataDir;
 use crate::error::{Error, Result};
 use crate::secret::Secret;
@@ -21,6 +21,8 @@ pub const COPY: &str = "index.read";
 pub struct Offline {
     index: Option<Index>,
     copy: PathBuf,
+    /// Why records are missing, where journals are damaged.
+    pub damage: Option<Error>,
 }
 
 impl Offline {
@@ -36,7 +38,12 @@ impl Offline {
         let copy = dir.path().join(COPY);
         remove(&copy)?;
         link_or_copy(&from, &copy)?;
-        let mut offline = Offline { index: None, copy };
+        let damage = journal::mend(&copy).err();
+        let mut offline = Offline {
+            index: None,
+            copy,
+            damage,
+        };
         let opened = unpanicked(|| Index::open_bare(&offline.copy, store_key));
         offline.index = Some(opened.map_err(|e| {
             Error::Unusable(format!(

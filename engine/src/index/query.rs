@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use super::{Index, Space, io, key};
+use super::{Index, Space, io, key, tree};
 use crate::error::{Error, Result};
 use crate::object::{
     ListEntry, ListPage, ListQuery, PartEntry, UploadEntry, UploadPage, UploadQuery,
@@ -114,7 +114,7 @@ struct Walk<'a> {
     /// Where to go on; none at the end.
     from: Option<Vec<u8>>,
     until: Option<Vec<u8>>,
-    iter: Option<fjall::Iter>,
+    iter: Option<tree::Iter>,
 }
 
 enum Step {

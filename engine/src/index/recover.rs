@@ -14,8 +14,9 @@ use super::record::{Data, Extent, Object, Part, Upload};
 use super::tally::Tallies;
 use super::{Index, Space, io, key, record};
 use crate::error::{Error, Result};
+use crate::io::disk::{self, PlainFile};
 use crate::segment::block::{self, Kind};
-use crate::segment::reclaim::{Freed, punch_file};
+use crate::segment::reclaim::Freed;
 use crate::segment::scrub::block_at;
 use crate::segment::{self, Checkpoint};
 use fjall::PersistMode;
@@ -237,11 +238,7 @@ fn highest_synced(dir: &Path, id: u64, from: u32, len: u64, blocks: &block::Seal
 fn give_back(dir: &Path, id: u64, from: u32, len: u64, runs: &BTreeMap<u32, u32>) -> Result<u64> {
     use crate::limits::SECTOR;
     let path = segment::path(dir, id);
-    let failed = |e: std::io::Error| Error::io("give back space of", &path, e);
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .map_err(failed)?;
+    let file = PlainFile::open(&path)?;
     let mut holes = Vec::new();
     let mut at = from;
     for (start, sectors) in runs.range(from..) {
@@ -252,16 +249,16 @@ fn give_back(dir: &Path, id: u64, from: u32, len: u64, runs: &BTreeMap<u32, u32>
     }
     let mut bytes = 0;
     for (start, sectors) in holes {
-        bytes += punch_file(&file, start, sectors).map_err(failed)?;
+        bytes += file.punch(start, sectors)?;
     }
     let end = u64::from(at) * SECTOR as u64;
     if end < len {
         bytes += len - end;
-        file.set_len(end).map_err(failed)?;
+        file.cut(end)?;
     }
-    file.sync_all().map_err(failed)?;
+    file.sync()?;
     if end == 0 {
-        std::fs::remove_file(&path).map_err(failed)?;
+        disk::remove(&path)?;
     }
     Ok(bytes)
 }

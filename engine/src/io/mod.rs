@@ -1,5 +1,10 @@
 //! The disk, as the engine uses it: whole sectors of segment files, written once, with direct I/O.
 
+#[cfg(test)]
+pub use crate::sim::disk;
+#[cfg(not(test))]
+pub use uring as disk;
+#[cfg(not(test))]
 pub mod uring;
 
 use std::ops::AddAssign;
@@ -27,18 +32,18 @@ pub struct DiskStats {
 }
 
 impl DiskCounters {
-    fn read(&self, bytes: usize) {
+    pub fn read(&self, bytes: usize) {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    fn wrote(&self, bytes: usize) {
+    pub fn wrote(&self, bytes: usize) {
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.written_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    fn synced(&self) {
+    pub fn synced(&self) {
         self.syncs.fetch_add(1, Ordering::Relaxed);
     }
 

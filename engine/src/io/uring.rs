@@ -9,12 +9,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use glommio::GlommioError;
-use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
+use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
 use rustix::fs::FallocateFlags;
 
 use super::DiskCounters;
 use crate::error::{Error, Result};
 use crate::limits::SECTOR;
+
+pub use glommio::io::ReadResult;
+
+pub use crate::datadir::sync_dir;
 
 pub type Buffer = DmaBuffer;
 
@@ -52,7 +56,7 @@ impl SegmentFile {
             .expect("a segment lies in a directory")
             .to_path_buf();
         glommio::executor()
-            .spawn_blocking(move || crate::datadir::sync_dir(&dir))
+            .spawn_blocking(move || sync_dir(&dir))
             .await?;
         Ok(file)
     }
@@ -165,6 +169,63 @@ impl SegmentFile {
             .await
             .map_err(|e| failure("cut", &self.path, e))
     }
+}
+
+/// A segment as a thread that may block has it open: to give its space back.
+pub struct PlainFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl PlainFile {
+    pub fn open(path: &Path) -> Result<PlainFile> {
+        let file = File::options().write(true).open(path);
+        Ok(PlainFile {
+            file: file.map_err(|e| Error::io("open", path, e))?,
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// Punches a hole over whole sectors and returns its bytes.
+    pub fn punch(&self, start: u32, sectors: u32) -> Result<u64> {
+        let len = u64::from(sectors) * SECTOR as u64;
+        rustix::fs::fallocate(
+            &self.file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            u64::from(start) * SECTOR as u64,
+            len,
+        )
+        .map_err(|e| Error::io("punch a hole in", &self.path, e))?;
+        Ok(len)
+    }
+
+    pub fn cut(&self, end: u64) -> Result<()> {
+        let cut = self.file.set_len(end);
+        cut.map_err(|e| Error::io("cut", &self.path, e))
+    }
+
+    pub fn sync(&self) -> Result<()> {
+        let synced = self.file.sync_all();
+        synced.map_err(|e| Error::io("sync", &self.path, e))
+    }
+}
+
+/// Removes a segment, unless it is gone already.
+pub fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of the file system that `dir` lies on, and how many of them are free.
+pub fn room(dir: &Path) -> Result<(u64, u64)> {
+    let fs = rustix::fs::statvfs(dir);
+    let fs = fs.map_err(|e| Error::io("ask for the free space of", dir, e))?;
+    Ok((
+        fs.f_blocks.saturating_mul(fs.f_frsize),
+        fs.f_bavail.saturating_mul(fs.f_frsize),
+    ))
 }
 
 fn failure(op: &'static str, path: &Path, e: GlommioError<()>) -> Error {

@@ -14,6 +14,7 @@ use crate::index::commit::Op;
 use crate::index::tally::{Tally, Under};
 use crate::index::{self, Space, key};
 use crate::record::{Data, Encryption, Object, Upload, UploadId};
+use crate::rt;
 use crate::segment::block::WrappedKey;
 use crate::segment::reclaim::Message;
 use crate::segment::writer::OpenExtent;
@@ -210,9 +211,6 @@ impl Shard {
             }
             Ok(committed)
         };
-        glommio::spawn_local(commit)
-            .detach()
-            .await
-            .ok_or(Error::Closed)?
+        rt::spawn(commit).await.ok_or(Error::Closed)?
     }
 }

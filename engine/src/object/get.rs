@@ -25,6 +25,8 @@ pub struct Found {
     /// The commit sequence of the record.
     pub sequence: u64,
     hold: Rc<Hold>,
+    /// Its key in the index.
+    entry: Vec<u8>,
     /// Sealed bytes of a single small object, read together with the record.
     inline: Option<Bytes>,
 }
@@ -83,6 +85,7 @@ impl Shard {
                 shard: self.id,
                 origin,
             }),
+            entry,
             inline,
         })
     }
@@ -90,8 +93,11 @@ impl Shard {
     /// A part of a completed multipart object.
     pub async fn part(&self, found: &Found, number: u16) -> Result<Part> {
         match &found.object.data {
-            Data::Parts(id, _) => self.core.part(id, number).map(|(_, part)| part),
-            Data::Single(_) => Err(Error::InvalidPart { number }),
+            Data::Parts(id, parts) if parts.iter().any(|p| p.number == number) => {
+                let part = self.core.part(id, number)?;
+                Ok(part.ok_or_else(|| self.lost_part(found))?.1)
+            }
+            Data::Parts(..) | Data::Single(_) => Err(Error::InvalidPart { number }),
         }
     }
 
@@ -127,7 +133,8 @@ impl Shard {
                     let wanted = range.start.max(start)..range.end.min(end);
                     if wanted.start < wanted.end {
                         let within = wanted.start - start..wanted.end - start;
-                        sources.push_back(self.part_source(id, part.number, within, object_key)?);
+                        let source = self.part_source(id, part.number, within, object_key)?;
+                        sources.push_back(source.ok_or_else(|| self.lost_part(found))?);
                     }
                     start = end;
                 }
@@ -159,19 +166,37 @@ impl Shard {
         number: u16,
         range: Range<u64>,
         object_key: Option<&Secret>,
-    ) -> Result<Source> {
-        let (sequence, part) = self.core.part(id, number)?;
+    ) -> Result<Option<Source>> {
+        let Some((sequence, part)) = self.core.part(id, number)? else {
+            return Ok(None);
+        };
         let key = object_key.map(|k| hierarchy::part_key(k, u32::from(number)));
         let inline = match part.stream.place {
-            Place::Inline => self.core.inline(sequence)?,
+            Place::Inline => match self.core.inline(sequence)? {
+                None => return Ok(None),
+                inline => inline,
+            },
             _ => None,
         };
-        Ok(Source {
+        Ok(Some(Source {
             opener: opener(key.as_ref(), &part.stream)?,
             stream: part.stream,
             inline,
             range,
-        })
+        }))
+    }
+
+    /// Why a part that the record names is not there: parts go together with their record, also while somebody looks at it.
+    fn lost_part(&self, found: &Found) -> Error {
+        match self.core.index.get::<Object>(Space::Objects, &found.entry) {
+            Ok(Some((sequence, _))) if sequence == found.sequence => {
+                Error::corrupt("an object without its part", "index parts")
+            }
+            Ok(_) => Error::Overloaded {
+                what: "the object was replaced while it was looked up",
+            },
+            Err(e) => e,
+        }
     }
 }
 
@@ -222,9 +247,7 @@ impl Core {
         Ok(self.index.inline(sequence)?.map(Bytes::from_owner))
     }
 
-    fn part(&self, id: &UploadId, number: u16) -> Result<(u64, Part)> {
-        self.index
-            .get(Space::Parts, &key::part(id, number))?
-            .ok_or(Error::InvalidPart { number })
+    fn part(&self, id: &UploadId, number: u16) -> Result<Option<(u64, Part)>> {
+        self.index.get(Space::Parts, &key::part(id, number))
     }
 }

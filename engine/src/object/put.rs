@@ -10,6 +10,7 @@ use crate::hierarchy;
 use crate::index::commit::Op;
 use crate::limits;
 use crate::record::{Data, Encryption, Metadata, Object, Part, Place, Stream, UploadId};
+use crate::rt;
 use crate::secret::Secret;
 use crate::segment::block::{Head, TailRecord, WrappedKey};
 use crate::segment::writer::{Sink, StreamHead};
@@ -209,10 +210,7 @@ impl PutStream {
         if let Some(sealer) = &self.sealer {
             assert!(sealer.is_complete(), "all bytes are sealed");
         }
-        glommio::spawn_local(commit(self))
-            .detach()
-            .await
-            .ok_or(Error::Closed)?
+        rt::spawn(commit(self)).await.ok_or(Error::Closed)?
     }
 
     fn stream(&self, place: Place) -> Stream {

@@ -15,6 +15,7 @@ use crate::index::copies::{COPIED, Group, Round};
 use crate::index::{Space, key, record};
 use crate::limits;
 use crate::record::{Data, Object, Part, Place};
+use crate::rt;
 use crate::shard::Shard;
 
 /// How far a round has come: the next of its keys, or the keyspace and the last key read.
@@ -29,7 +30,7 @@ impl Shard {
     pub(crate) async fn keep_copying(shard: Weak<Shard>) {
         let mut pause = limits::COPY_LOOK_EVERY;
         loop {
-            glommio::timer::sleep(pause).await;
+            rt::sleep(pause).await;
             pause = limits::COPY_LOOK_EVERY;
             let Some(shard) = shard.upgrade().filter(|s| !s.closing.get()) else {
                 return;
@@ -46,7 +47,7 @@ impl Shard {
     pub async fn copy_index(&self, whole: bool) -> Result<()> {
         while !self.copy_round(true, whole).await? {
             // Another round is under way.
-            glommio::timer::sleep(Duration::from_millis(10)).await;
+            rt::sleep(Duration::from_millis(10)).await;
         }
         Ok(())
     }

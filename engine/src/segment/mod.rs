@@ -25,9 +25,13 @@ use crate::record::Extent;
 /// What all shards share about segments.
 pub struct Segments {
     dir: PathBuf,
+    /// A segment takes no new extent past this many sectors.
+    pub sectors_max: u32,
     next: AtomicU64,
     sequence: AtomicU64,
     live: Mutex<HashMap<u64, u64>>,
+    /// Extents of each segment that no record names any more, and that somebody may still read.
+    leaving: Mutex<HashMap<u64, u64>>,
     marks: Vec<Mutex<Marks>>,
 }
 
@@ -36,6 +40,8 @@ pub struct Segments {
 pub struct Marks {
     /// The segment that takes new extents, and its first free sector.
     pub active: Option<(u64, u32)>,
+    /// The segment that is to follow it, and holds nothing yet.
+    coming: Option<u64>,
     /// Runs handed out and not yet live or punched, by segment and first sector.
     open: BTreeSet<(u64, u32)>,
 }
@@ -78,12 +84,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Segments {
     /// `boot` differs at every start, so extent sequences never repeat.
-    pub fn new(dir: &Path, shards: usize, next: u64, boot: u32, live: HashMap<u64, u64>) -> Self {
+    pub fn new(
+        dir: &Path,
+        sectors_max: u32,
+        shards: usize,
+        next: u64,
+        boot: u32,
+        live: HashMap<u64, u64>,
+    ) -> Self {
         Segments {
             dir: dir.to_path_buf(),
+            sectors_max,
             next: AtomicU64::new(next),
             sequence: AtomicU64::new(u64::from(boot) << 40),
             live: Mutex::new(live),
+            leaving: Mutex::default(),
             marks: (0..shards).map(|_| Mutex::default()).collect(),
         }
     }
@@ -96,8 +111,21 @@ impl Segments {
         path(&self.dir, segment)
     }
 
-    pub fn next_segment(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::AcqRel)
+    /// The id of a new segment for `shard`. No checkpoint ever takes it for one that is settled.
+    pub fn next_segment(&self, shard: usize) -> u64 {
+        let mut marks = self.marks(shard);
+        let id = self.next.fetch_add(1, Ordering::AcqRel);
+        marks.coming = Some(id);
+        id
+    }
+
+    /// `segment` is the active one of `shard`, and has no extent from sector `next` on.
+    pub fn advance(&self, shard: usize, segment: u64, next: u32) {
+        let mut marks = self.marks(shard);
+        marks.active = Some((segment, next));
+        if marks.coming == Some(segment) {
+            marks.coming = None;
+        }
     }
 
     pub fn next_sequence(&self) -> u64 {
@@ -137,6 +165,27 @@ impl Segments {
         }
     }
 
+    /// No record names these any more. Their segments stay until they were [left](Segments::left).
+    pub fn leave(&self, extents: &[Extent]) {
+        let mut leaving = lock(&self.leaving);
+        for e in extents {
+            *leaving.entry(e.segment).or_default() += 1;
+        }
+    }
+
+    /// Nobody reads these any more.
+    pub fn left(&self, extents: &[Extent]) {
+        let mut leaving = lock(&self.leaving);
+        for e in extents {
+            if let Some(n) = leaving.get_mut(&e.segment) {
+                *n -= 1;
+                if *n == 0 {
+                    leaving.remove(&e.segment);
+                }
+            }
+        }
+    }
+
     /// Bytes that the segments take on disk.
     pub fn disk_bytes(&self) -> Result<u64> {
         let failed = |e| Error::io("list", &self.dir, e);
@@ -156,17 +205,20 @@ impl Segments {
         lock(&self.live).values().sum()
     }
 
-    /// Nothing in the segment is live or open, and it takes no new extents.
+    /// Nothing in the segment is live, open or read, and it takes no new extents.
     pub fn is_dead(&self, segment: u64) -> bool {
         let used = |marks: &Mutex<Marks>| {
             let m = lock(marks);
             m.active.is_some_and(|(s, _)| s == segment)
+                || m.coming == Some(segment)
                 || m.open
                     .range((segment, 0)..=(segment, u32::MAX))
                     .next()
                     .is_some()
         };
-        !self.marks.iter().any(used) && lock(&self.live).get(&segment).is_none_or(|n| *n == 0)
+        !self.marks.iter().any(used)
+            && !lock(&self.leaving).contains_key(&segment)
+            && lock(&self.live).get(&segment).is_none_or(|n| *n == 0)
     }
 
     pub fn forget(&self, segment: u64) {
@@ -180,7 +232,8 @@ impl Segments {
         for marks in &self.marks {
             let m = lock(marks);
             any_open |= !m.open.is_empty();
-            for (segment, at) in m.open.iter().copied().chain(m.active) {
+            let coming = m.coming.map(|segment| (segment, 0));
+            for (segment, at) in m.open.iter().copied().chain(m.active).chain(coming) {
                 let low = unsettled.entry(segment).or_insert(at);
                 *low = at.min(*low);
             }
@@ -227,9 +280,14 @@ mod tests {
 
     #[test]
     fn a_checkpoint_names_what_is_not_settled() {
-        let s = Segments::new(Path::new("/x"), 2, 5, 1, HashMap::new());
-        assert_eq!(s.next_segment(), 5);
-        s.marks(0).active = Some((5, 40));
+        let s = Segments::new(Path::new("/x"), 99, 2, 5, 1, HashMap::new());
+        assert_eq!(s.next_segment(0), 5);
+        assert_eq!(
+            s.checkpoint(false).unsettled_from(5),
+            Some(0),
+            "before its first extent"
+        );
+        s.advance(0, 5, 40);
         s.open(0, &extent(5, 10, 10));
         s.open(1, &extent(3, 7, 2));
         let c = s.checkpoint(false);
@@ -244,14 +302,17 @@ mod tests {
 
     #[test]
     fn a_segment_is_dead_when_nothing_needs_it() {
-        let s = Segments::new(Path::new("/x"), 1, 1, 1, HashMap::new());
+        let s = Segments::new(Path::new("/x"), 99, 1, 1, 1, HashMap::new());
         let e = extent(0, 0, 4);
         s.open(0, &e);
         assert!(!s.is_dead(0));
         s.add_live([e].into_iter());
         s.settle(0, &e);
         assert!(!s.is_dead(0));
+        s.leave(&[e]);
         s.remove_live(&[e]);
+        assert!(!s.is_dead(0), "somebody may still read it");
+        s.left(&[e]);
         assert!(s.is_dead(0));
         s.marks(0).active = Some((0, 4));
         assert!(!s.is_dead(0));

@@ -7,8 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use glommio::io::ReadResult;
-use glommio::task::JoinHandle;
 
 use crate::cache::{Asked, Cache};
 use crate::dare::header::{OVERHEAD, PACKAGE, PAYLOAD};
@@ -16,9 +14,10 @@ use crate::dare::layout;
 use crate::dare::open::{OpenError, Opener};
 use crate::engine::Core;
 use crate::error::{Error, Result};
-use crate::io::uring::SegmentFile;
+use crate::io::disk::{ReadResult, SegmentFile};
 use crate::limits::{self, EXTENT_DATA_SECTORS, EXTENT_PACKAGES, READ_PACKAGES, SECTOR};
 use crate::record::{Extent, Place, Stream};
+use crate::rt::{self, Task};
 use crate::shelf::Shelf;
 
 /// The segment files a shard has open.
@@ -112,7 +111,7 @@ struct Span {
 /// The stored bytes of a run, or of more than it, on their way.
 enum Stored {
     Held(Bytes),
-    Read(Span, JoinHandle<Result<ReadResult>>),
+    Read(Span, Task<Result<ReadResult>>),
 }
 
 impl RunReader {
@@ -186,7 +185,7 @@ impl RunReader {
     async fn read(&self, span: Span) -> Result<Stored> {
         let (sector, sectors, _) = span.sectors()?;
         let file = self.files.get(span.extent.segment).await?;
-        let read = glommio::spawn_local(async move { file.read(sector, sectors).await }).detach();
+        let read = rt::spawn(async move { file.read(sector, sectors).await });
         Ok(Stored::Read(span, read))
     }
 
@@ -214,7 +213,7 @@ impl RunReader {
         &self,
         run: &Run,
         span: Span,
-        read: JoinHandle<Result<ReadResult>>,
+        read: Task<Result<ReadResult>>,
     ) -> Result<Bytes> {
         let read = read.await.ok_or(Error::Closed)??;
         let (_, _, skip) = span.sectors()?;

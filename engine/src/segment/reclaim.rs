@@ -3,22 +3,21 @@
 //! An extent is punched only once the commit that freed it is durable and no reader on any core holds its record. Until then it
 //! stands in the index's list of freed extents, so that a crash in between loses no space.
 
-use std::collections::HashMap;
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use futures_channel::oneshot;
-use rustix::fs::FallocateFlags;
 
-use crate::datadir::sync_dir;
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::index::commit::Op;
-use crate::limits::{self, SECTOR};
+use crate::io::disk::{self, PlainFile};
+use crate::limits;
 use crate::record::Extent;
+use crate::rt;
 
 /// Extents nobody names any more.
 #[derive(Debug)]
@@ -71,10 +70,10 @@ struct Dead {
 
 impl Dead {
     fn is_due(&self) -> bool {
-        let quiet = self.since.elapsed() >= COMPACT_AFTER;
-        let erasure = |(_, first): (u64, Instant)| {
-            first.elapsed() >= COMPACT_AFTER && Instant::now() >= self.rested
-        };
+        let now = rt::now();
+        let quiet = now - self.since >= COMPACT_AFTER;
+        let erasure =
+            |(_, first): (u64, Instant)| now - first >= COMPACT_AFTER && now >= self.rested;
         self.bytes >= limits::INDEX_DEAD_BYTES_MAX
             || quiet && self.bytes >= limits::INDEX_DEAD_BYTES_MIN
             || self.rewrapped.is_some_and(erasure)
@@ -85,12 +84,12 @@ impl Dead {
     }
 
     fn compact(&mut self, core: &Core) -> Result<()> {
-        let begun = Instant::now();
+        let begun = rt::now();
         let rewrapped = self.rewrapped;
         let done = core.index.compact();
         self.bytes = 0;
-        self.since = Instant::now();
-        self.rested = self.since + begun.elapsed() * limits::ERASURE_TIME_SHARE;
+        self.since = rt::now();
+        self.rested = self.since + (self.since - begun) * limits::ERASURE_TIME_SHARE;
         if done.is_ok()
             && let Some((rewrapped, _)) = rewrapped
         {
@@ -101,49 +100,81 @@ impl Dead {
     }
 }
 
-/// Runs until told to close. What cannot be punched is kept in the index's list for the next start.
-pub fn run(core: &Arc<Core>, messages: &Receiver<Message>) {
-    let mut waiting: Vec<Freed> = Vec::new();
-    let mut dead = Dead {
-        bytes: 0,
-        since: Instant::now(),
-        rewrapped: None,
-        rested: Instant::now(),
-    };
-    let mut settling = Vec::new();
-    let mut closing = false;
-    while !closing {
-        let patience = match (waiting.is_empty(), dead.is_empty()) {
+/// The thread that gives space back. What cannot be punched is kept in the index's list for the next start.
+pub struct Reclaimer {
+    core: Arc<Core>,
+    pub messages: Receiver<Message>,
+    waiting: Vec<Freed>,
+    dead: Dead,
+    settling: Vec<oneshot::Sender<Result<()>>>,
+}
+
+impl Reclaimer {
+    pub fn new(core: Arc<Core>, messages: Receiver<Message>) -> Self {
+        Reclaimer {
+            core,
+            messages,
+            waiting: Vec::new(),
+            dead: Dead {
+                bytes: 0,
+                since: rt::now(),
+                rewrapped: None,
+                rested: rt::now(),
+            },
+            settling: Vec::new(),
+        }
+    }
+
+    /// Runs until told to close.
+    pub fn run(mut self) {
+        loop {
+            let first = match self.messages.recv_timeout(self.patience()) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if !self.turn(first) {
+                return;
+            }
+        }
+    }
+
+    /// How long it can wait for a message before it has something else to do.
+    pub fn patience(&self) -> Duration {
+        match (self.waiting.is_empty(), self.dead.is_empty()) {
             (false, _) => LOOK_AGAIN,
             (true, true) => Duration::from_secs(3600),
             (true, false) => COMPACT_AFTER,
-        };
-        let mut next = match messages.recv_timeout(patience) {
-            Ok(message) => Some(message),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => break,
-        };
+        }
+    }
+
+    /// Takes in `first` and what waits behind it, and gives back what can be; whether there is another turn.
+    pub fn turn(&mut self, first: Option<Message>) -> bool {
+        let core = &self.core;
+        let mut closing = false;
+        let mut next = first;
         while let Some(message) = next.take() {
             match message {
-                Message::Freed(freed) => waiting.push(freed),
+                Message::Freed(freed) => self.waiting.push(freed),
                 Message::IndexDead { bytes, rewrapped } => {
-                    dead.bytes += bytes;
-                    dead.since = Instant::now();
+                    self.dead.bytes += bytes;
+                    self.dead.since = rt::now();
                     if let Some(sequence) = rewrapped {
-                        let first = dead.rewrapped.map_or(dead.since, |(_, first)| first);
-                        dead.rewrapped = Some((sequence, first));
+                        let first = self.dead.rewrapped;
+                        let first = first.map_or(self.dead.since, |(_, first)| first);
+                        self.dead.rewrapped = Some((sequence, first));
                     }
                 }
-                Message::Settle(reply) => settling.push(reply),
+                Message::Settle(reply) => self.settling.push(reply),
                 Message::Close => closing = true,
             }
-            if waiting.len() >= 4096 {
+            if self.waiting.len() >= 4096 {
                 break;
             }
-            next = messages.try_recv().ok();
+            next = self.messages.try_recv().ok();
         }
-        core.reclaiming.store(waiting.len(), Ordering::Relaxed);
-        let (mut ready, mut held): (Vec<Freed>, Vec<Freed>) = std::mem::take(&mut waiting)
+        core.reclaiming.store(self.waiting.len(), Ordering::Relaxed);
+        let (mut ready, mut held): (Vec<Freed>, Vec<Freed>) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|f| f.reader.is_none_or(|r| !core.is_read(r)));
         ready.extend(
@@ -157,29 +188,30 @@ pub fn run(core: &Arc<Core>, messages: &Receiver<Message>) {
                     extents: vec![key],
                 }),
         );
-        waiting = held;
+        self.waiting = held;
         let punched = if ready.is_empty() {
             Ok(())
         } else {
             punch(core, ready)
         };
-        if !settling.is_empty() && !closing {
+        if !self.settling.is_empty() && !closing {
             let done = punched
-                .and_then(|()| sync_dir(core.segments.dir()))
-                .and_then(|()| dead.compact(core));
-            for reply in settling.drain(..) {
+                .and_then(|()| disk::sync_dir(core.segments.dir()))
+                .and_then(|()| self.dead.compact(core));
+            for reply in self.settling.drain(..) {
                 // Who asked may be gone.
                 let _ = reply.send(done.clone());
             }
         } else if !closing
-            && dead.is_due()
+            && self.dead.is_due()
             && has_room(core)
-            && let Err(e) = dead.compact(core)
+            && let Err(e) = self.dead.compact(core)
         {
             tracing::warn!("the index could not be compacted: {e}");
         }
-        core.reclaiming.store(waiting.len(), Ordering::Relaxed);
-        core.index_dead.store(dead.bytes, Ordering::Relaxed);
+        core.reclaiming.store(self.waiting.len(), Ordering::Relaxed);
+        core.index_dead.store(self.dead.bytes, Ordering::Relaxed);
+        !closing
     }
 }
 
@@ -197,63 +229,57 @@ fn has_room(core: &Core) -> bool {
 
 /// Punches what can be; the first failure is returned once everything was tried.
 fn punch(core: &Arc<Core>, ready: Vec<Freed>) -> Result<()> {
-    let mut files: HashMap<u64, Option<File>> = HashMap::new();
-    let mut done = Vec::new();
-    let mut failed: HashMap<u64, Error> = HashMap::new();
-    let fail = |segment: u64, op, e: std::io::Error| {
-        let error = Error::io(op, &core.segments.path(segment), e);
+    // In order, so that the same faults meet the same files whenever a run is repeated.
+    let mut files: BTreeMap<u64, Option<PlainFile>> = BTreeMap::new();
+    let mut failed: BTreeMap<u64, Error> = BTreeMap::new();
+    let fail = |error: Error| {
         tracing::warn!("space is not given back: {error}");
+        if error.is_failed_sync() {
+            (core.fatal)(&error);
+        }
         error
     };
+    for freed in ready.iter().filter(|f| f.freed.is_some()) {
+        core.segments.left(&freed.extents);
+    }
     for freed in &ready {
         for extent in &freed.extents {
             core.cache.forget(extent);
             let segment = extent.segment;
+            let file = files.entry(segment).or_insert(None);
             if core.segments.is_dead(segment) {
                 // The whole file goes.
-                files.entry(segment).or_insert(None);
                 continue;
             }
-            let file = files.entry(segment).or_insert(None);
             if file.is_none() {
-                match File::options()
-                    .write(true)
-                    .open(core.segments.path(segment))
-                {
+                match PlainFile::open(&core.segments.path(segment)) {
                     Ok(opened) => *file = Some(opened),
                     Err(e) => {
-                        failed.insert(segment, fail(segment, "open", e));
+                        failed.insert(segment, fail(e));
                         continue;
                     }
                 }
             }
             if let Some(file) = file
-                && let Err(e) = punch_file(file, extent.start, extent.sectors)
+                && let Err(e) = file.punch(extent.start, extent.sectors)
             {
-                failed.insert(segment, fail(segment, "punch a hole in", e));
+                failed.insert(segment, fail(e));
             }
         }
     }
     for (segment, file) in &files {
         if let Some(file) = file
-            && let Err(e) = file.sync_data()
+            && let Err(e) = file.sync()
         {
-            failed.insert(*segment, fail(*segment, "sync", e));
+            failed.insert(*segment, fail(e));
         }
     }
-    for freed in ready {
+    for freed in &ready {
         if let Some(shard) = freed.shard {
-            freed
-                .extents
-                .iter()
-                .for_each(|e| core.segments.settle(shard, e));
-        }
-        if freed
-            .extents
-            .iter()
-            .all(|e| !failed.contains_key(&e.segment))
-        {
-            done.extend(freed.freed);
+            // What was not punched stays open: no record names it, and the next start looks for it above the checkpoint.
+            let punched = |e: &&Extent| !failed.contains_key(&e.segment);
+            let extents = freed.extents.iter().filter(punched);
+            extents.for_each(|e| core.segments.settle(shard, e));
         }
     }
     let dead: Vec<u64> = files
@@ -262,33 +288,22 @@ fn punch(core: &Arc<Core>, ready: Vec<Freed>) -> Result<()> {
         .collect();
     // An id must never come again: the count of ids is durable before the file goes.
     if !dead.is_empty() && core.commit_and_wait(Op::Checkpoint) {
-        for segment in dead {
-            match std::fs::remove_file(core.segments.path(segment)) {
-                Ok(()) => core.segments.forget(segment),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => core.segments.forget(segment),
-                Err(e) => {
-                    failed.insert(segment, fail(segment, "remove", e));
-                }
+        for segment in &dead {
+            match disk::remove(&core.segments.path(*segment)) {
+                Ok(()) => core.segments.forget(*segment),
+                Err(e) => drop(failed.insert(*segment, fail(e))),
             }
         }
+        // Before the list forgets them: a file whose name came back would never be looked at again.
+        if let Err(e) = disk::sync_dir(core.segments.dir()) {
+            let e = fail(e);
+            failed.extend(dead.iter().map(|segment| (*segment, e.clone())));
+        }
     }
+    let named = |f: &&Freed| f.extents.iter().all(|e| !failed.contains_key(&e.segment));
+    let done: Vec<u64> = ready.iter().filter(named).filter_map(|f| f.freed).collect();
     if !done.is_empty() {
         core.commit_and_forget(Op::Reclaimed(done));
     }
     failed.into_values().next().map_or(Ok(()), Err)
-}
-
-/// Punches a hole over whole sectors and returns its bytes.
-pub fn punch_file(file: &File, start: u32, sectors: u32) -> std::io::Result<u64> {
-    let (at, len) = (
-        u64::from(start) * SECTOR as u64,
-        u64::from(sectors) * SECTOR as u64,
-    );
-    rustix::fs::fallocate(
-        file,
-        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-        at,
-        len,
-    )?;
-    Ok(len)
 }

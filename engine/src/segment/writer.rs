@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use futures_channel::oneshot;
 use glommio::sync::{Semaphore, StaticPermit};
-use glommio::task::JoinHandle;
 
 use super::block::{self, Block, Copy, Head, Kind, Tail, TailRecord, WrappedKey};
 use crate::cache::Cache;
@@ -15,9 +14,10 @@ use crate::dare::header::PACKAGE;
 use crate::dare::seal::Sealer;
 use crate::engine::Core;
 use crate::error::{Error, Result};
-use crate::io::uring::{Buffer, SegmentFile};
+use crate::io::disk::{Buffer, SegmentFile};
 use crate::limits::{self, EXTENT_DATA_SECTORS, SECTOR, WRITE_BUFFER_BYTES};
 use crate::record::{Extent, Place};
+use crate::rt::{self, Task};
 use crate::shelf::Shelved;
 
 /// The active segment of a shard, and the budget of its write buffers.
@@ -62,7 +62,7 @@ impl Writer {
             .map_err(|_| Error::Closed)?;
         let current = self.active.borrow().clone();
         let active = match current {
-            Some(a) if a.next.get() + sectors <= limits::SEGMENT_SECTORS_MAX => a,
+            Some(a) if a.next.get() + sectors <= self.core.segments.sectors_max => a,
             full => self.roll(full).await?,
         };
         let start = active.next.get();
@@ -82,17 +82,20 @@ impl Writer {
         };
         active.next.set(start + sectors);
         self.core.segments.open(self.shard, &extent);
-        self.core.segments.marks(self.shard).active = Some((active.id, start + sectors));
+        self.core
+            .segments
+            .advance(self.shard, active.id, start + sectors);
         Ok((active, extent))
     }
 
     async fn roll(&self, full: Option<Rc<Active>>) -> Result<Rc<Active>> {
-        let id = self.core.segments.next_segment();
+        let id = self.core.segments.next_segment(self.shard);
         let file = SegmentFile::create(
             &self.core.segments.path(id),
             Arc::clone(&self.core.disks[self.shard]),
         )
-        .await?;
+        .await
+        .inspect_err(|e| self.end_if_not_synced(e))?;
         if let Some(full) = full {
             full.cut().await;
         }
@@ -245,10 +248,13 @@ impl Writer {
     /// A failed sync is fatal: nobody knows what is on disk after it.
     async fn sync(&self, active: &Active) -> Result<()> {
         let result = active.sync.run(|| active.file.sync()).await;
-        if let Err(e) = &result {
+        result.inspect_err(|e| self.end_if_not_synced(e))
+    }
+
+    fn end_if_not_synced(&self, e: &Error) {
+        if e.is_failed_sync() {
             (self.core.fatal)(e);
         }
-        result
     }
 
     fn abandon(&self, extents: Vec<Extent>) {
@@ -370,7 +376,7 @@ pub struct Sink {
     key_extent: Option<Extent>,
     extents: Vec<Extent>,
     current: Option<Current>,
-    writes: VecDeque<JoinHandle<Result<()>>>,
+    writes: VecDeque<Task<Result<()>>>,
     /// The files written, to be synced at the end.
     files: Vec<Rc<Active>>,
     /// Packages of the run that is being written, where the cache is to have them.
@@ -600,7 +606,7 @@ impl Sink {
         current.filled = 0;
         let active = Rc::clone(&current.active);
         let writer = Rc::clone(&self.writer);
-        let write = glommio::spawn_local(async move {
+        let write = rt::spawn(async move {
             let full = Rc::new(full);
             active.file.write(Rc::clone(&full), position).await?;
             if let Some(full) = Rc::into_inner(full) {
@@ -608,7 +614,7 @@ impl Sink {
             }
             Ok(())
         });
-        self.writes.push_back(write.detach());
+        self.writes.push_back(write);
         if in_flight == 0 {
             self.reap().await?;
         }
@@ -641,14 +647,13 @@ impl Drop for Sink {
             return;
         }
         // Nothing may be punched under a write still on its way.
-        glommio::spawn_local(async move {
+        rt::spawn(async move {
             for write in writes {
                 write.await;
             }
             writer.abandon(extents);
             drop(slot);
-        })
-        .detach();
+        });
     }
 }
 

@@ -75,12 +75,12 @@ fn the_second_read_of_an_object_asks_nothing_of_the_disk() {
             assert_eq!(seen.hits > cache.hits, size > 16_384, "{size}");
         }
         // What is written now is held at once, where it fits.
-        put(&shard, "new", &plain(3_000_000, 2), true)
+        put(&shard, "new", &plain(2_000_000, 2), true)
             .await
             .unwrap();
         let before = observer.disk().reads;
         assert!(
-            get(&shard, "new", 5, 2_999_999).await.unwrap() == plain(3_000_000, 2)[5..2_999_999]
+            get(&shard, "new", 5, 1_999_999).await.unwrap() == plain(2_000_000, 2)[5..1_999_999]
         );
         assert_eq!(observer.disk().reads, before);
     });
