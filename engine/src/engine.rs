@@ -44,7 +44,7 @@ pub(crate) struct Core {
     pub plain: Shelf,
     /// What each shard asks of the disk.
     pub disks: Vec<Arc<DiskCounters>>,
-    space: Space,
+    pub space: Space,
     /// What the reclaimer has in hand: freed records that wait for their readers, and dead bytes of the index.
     pub reclaiming: AtomicUsize,
     pub index_dead: AtomicU64,
@@ -58,11 +58,6 @@ pub(crate) struct Core {
 type Readers = Mutex<HashMap<u64, u32>>;
 
 impl Core {
-    /// Milliseconds since 1970.
-    pub fn now(&self) -> u64 {
-        rt::unix_millis()
-    }
-
     /// Looks a record up and holds it, so that nothing it names is punched. `look` runs under the shard's lock: whoever
     /// frees a record takes the same lock after its commit, and so finds every holder that could have seen the record.
     pub fn hold<T>(
@@ -148,10 +143,6 @@ impl Core {
     /// Refuses a change of the index that the disk has no room for.
     pub fn check_index_space(&self) -> Result<()> {
         self.space.check_index(|| self.index.disk_bytes())
-    }
-
-    pub fn room(&self) -> Result<Room> {
-        self.space.room(self.index.disk_bytes()?)
     }
 
     pub fn reclaim(&self, message: Message) {
@@ -435,7 +426,7 @@ impl Observer {
             objects: all.objects,
             object_bytes: all.bytes,
             uploads: all.uploads,
-            room: core.room()?,
+            room: core.space.room(index)?,
         })
     }
 

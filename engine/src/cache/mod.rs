@@ -21,13 +21,14 @@ use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use crate::dare::header::PACKAGE;
 use crate::limits::{self, CACHE_RUN_BYTES, EXTENT_PACKAGES, READ_PACKAGES};
 use crate::record::Extent;
-use crate::shelf::{Shelf, Shelved};
+use crate::shelf::Shelf;
 
 /// Sealed runs in memory, within a bound.
 pub struct Cache {
     runs: Option<quick_cache::sync::Cache<Name, Run, ByBytes>>,
     capacity: u64,
-    shelf: Shelf,
+    /// Buffers for runs that are to be put in.
+    pub shelf: Shelf,
     hits: AtomicU64,
     misses: AtomicU64,
     hit_bytes: AtomicU64,
@@ -118,11 +119,6 @@ impl Cache {
     pub fn takes_on_write(&self, stored: u64) -> bool {
         let most = self.capacity / limits::CACHE_WRITE_SHARE;
         self.is_on() && stored <= most.min(limits::CACHE_WRITE_BYTES_MAX)
-    }
-
-    /// A buffer for so many bytes of a run that is to be put in.
-    pub fn buffer(&self, bytes: usize) -> Shelved {
-        self.shelf.buffer(bytes)
     }
 
     /// The packages `wanted` of an extent, all of one run. `len` is how many bytes they are.

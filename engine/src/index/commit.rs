@@ -557,7 +557,7 @@ impl Committer {
         let sequence = self.put(Space::Meta, meta::COPIES.as_bytes().to_vec(), &groups);
         self.copied = Some(groups);
         Committed {
-            modified: self.core.now(),
+            modified: rt::unix_millis(),
             sequence,
         }
     }
@@ -648,7 +648,7 @@ impl Committer {
         }
         let bucket = Bucket {
             name: name.clone(),
-            created: self.core.now(),
+            created: rt::unix_millis(),
             encryption: None,
         };
         self.put_bucket(bucket)
@@ -706,7 +706,7 @@ impl Committer {
         self.buckets.remove(name);
         self.buckets_changed = true;
         Ok(Some(Committed {
-            modified: self.core.now(),
+            modified: rt::unix_millis(),
             sequence: self.sequence,
         }))
     }
@@ -755,7 +755,7 @@ impl Committer {
         self.remove(Space::Objects, entry);
         self.sequence += 1;
         Ok(Some(Committed {
-            modified: self.core.now(),
+            modified: rt::unix_millis(),
             sequence: self.sequence,
         }))
     }
@@ -852,7 +852,7 @@ impl Committer {
         self.remove(Space::Uploads, key::upload(bucket, key, id));
         let object = Object {
             size: parts.iter().map(|p| p.size).sum(),
-            modified: self.core.now(),
+            modified: rt::unix_millis(),
             etag,
             metadata: upload.metadata,
             encryption: upload.encryption,
@@ -985,7 +985,7 @@ impl Committer {
         self.remove(Space::Uploads, key::upload(bucket, key, id));
         self.sequence += 1;
         Ok(Some(Committed {
-            modified: self.core.now(),
+            modified: rt::unix_millis(),
             sequence: self.sequence,
         }))
     }

@@ -72,7 +72,7 @@ impl Index {
     /// The journals: the one being written, and those whose entries are not all in tables.
     fn journals(&self) -> Result<Vec<PathBuf>> {
         let mut files = self.files(&self.dir)?;
-        files.retain(|f| f.extension().is_some_and(|e| e == "jnl"));
+        files.retain(|f| super::journal::is_journal(f));
         Ok(files)
     }
 

@@ -109,7 +109,7 @@ fn copy(from: &Path, to: &Path) {
     for file in files(from) {
         let target = to.join(file.strip_prefix(from).unwrap());
         std::fs::create_dir_all(target.parent().unwrap()).unwrap();
-        let bytes = match is_journal(&file) {
+        let bytes = match journal::is_journal(&file) {
             true => journal::read(&file).unwrap(),
             false => std::fs::read(&file).unwrap(),
         };
@@ -117,13 +117,12 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn is_journal(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == "jnl")
-}
-
 /// Where the last journal of a copy ends.
 fn end(dir: &Path) -> (PathBuf, usize) {
-    let path = files(dir).into_iter().rfind(|f| is_journal(f)).unwrap();
+    let path = files(dir)
+        .into_iter()
+        .rfind(|f| journal::is_journal(f))
+        .unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let len = bytes.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
     (path, len)
@@ -217,11 +216,15 @@ fn damage_to_any_file_is_told() {
                 let path = dir.join(file.strip_prefix(whole).unwrap());
                 let mut bytes = std::fs::read(&path).unwrap();
                 // The last batch of a journal can be one that a crash has torn.
-                let len = if is_journal(&path) { last } else { bytes.len() };
+                let len = if journal::is_journal(&path) {
+                    last
+                } else {
+                    bytes.len()
+                };
                 if len > 0 {
                     let at = rng.below(len as u64) as usize;
                     match damage {
-                        0 if !is_journal(&path) => bytes.truncate(at),
+                        0 if !journal::is_journal(&path) => bytes.truncate(at),
                         1 => {
                             let end = (at + 512).min(len);
                             rng.fill(&mut bytes[at..end]);

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, Result};
@@ -69,21 +70,31 @@ pub fn mend(dir: &Path) -> Result<()> {
 /// The journals of an index, the oldest first.
 fn journals(dir: &Path) -> Result<Vec<PathBuf>> {
     let failed = |e| Error::io("list", dir, e);
-    let mut found: Vec<(u64, PathBuf)> = Vec::new();
     // An index about to be made has none.
     let entries = match std::fs::read_dir(dir) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed)?,
     };
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        let number = path
-            .file_name()
-            .and_then(|n| n.to_str()?.strip_suffix(".jnl")?.parse::<u64>().ok());
-        found.extend(number.map(|n| (n, path)));
-    }
+    let paths = entries.map(|e| e.map(|e| e.path()));
+    let paths = paths.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+    Ok(in_order(paths))
+}
+
+/// Those of these files that are journals, the oldest first.
+pub fn in_order(files: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let number = |path: &Path| {
+        path.file_name()?
+            .to_str()?
+            .strip_suffix(".jnl")?
+            .parse()
+            .ok()
+    };
+    let numbered = files.into_iter();
+    let mut found: Vec<(u64, PathBuf)> = numbered
+        .filter_map(|path| Some((number(&path)?, path)))
+        .collect();
     found.sort_unstable();
-    Ok(found.into_iter().map(|(_, path)| path).collect())
+    found.into_iter().map(|(_, path)| path).collect()
 }
 
 /// What was written of a journal: it is made large at once, and the rest of it is a hole.
@@ -92,14 +103,36 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(failed)?;
     let len = file.metadata().map_err(failed)?.len();
     let mut end = 0;
-    while end < len
-        && let Ok(data) = seek(&file, SeekFrom::Data(end))
-    {
-        end = seek(&file, SeekFrom::Hole(data)).unwrap_or(len);
+    while end < len {
+        match seek(&file, SeekFrom::Data(end)) {
+            Ok(data) => end = seek(&file, SeekFrom::Hole(data)).map_err(|e| failed(e.into()))?,
+            // Nothing but a hole is left.
+            Err(Errno::NXIO) => break,
+            Err(e) => return Err(failed(e.into())),
+        }
     }
     let mut bytes = vec![0; end as usize];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).map_err(failed)?;
     Ok(bytes)
+}
+
+/// Copies a journal, without writing the room that was made ahead.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let bytes = read(from)?;
+    let len = std::fs::metadata(from)
+        .map_err(|e| Error::io("copy", from, e))?
+        .len();
+    let write = || {
+        let mut file = File::create(to)?;
+        std::io::Write::write_all(&mut file, &bytes)?;
+        file.set_len(len.max(bytes.len() as u64))
+    };
+    write().map_err(|e| Error::io("write", to, e))
+}
+
+/// Whether a file has the name of a journal.
+pub fn is_journal(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "jnl")
 }
 
 /// Hands out the items of every whole batch in `journal`, in order.
@@ -186,12 +219,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn journals(dir: &std::path::Path) -> Vec<Vec<u8>> {
-        let files = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
-        files
-            .filter(|f| f.extension().is_some_and(|e| e == "jnl"))
-            .map(|f| std::fs::read(f).unwrap())
-            .collect()
+    /// A tree as the index has it, but for its keyspaces.
+    fn tree(dir: &Path) -> fjall::Database {
+        fjall::Database::builder(dir)
+            .journal_compression(fjall::CompressionType::None)
+            .open()
+            .unwrap()
     }
 
     fn keys(journal: &[u8]) -> Vec<(Vec<u8>, bool)> {
@@ -206,10 +239,7 @@ mod tests {
     fn what_the_tree_writes_is_read_also_behind_damage() {
         let dir = tempfile::tempdir().unwrap();
         {
-            let db = fjall::Database::builder(dir.path())
-                .journal_compression(fjall::CompressionType::None)
-                .open()
-                .unwrap();
+            let db = tree(dir.path());
             let space = db.keyspace("x", Default::default).unwrap();
             for n in 0..20u8 {
                 let mut batch = db.batch();
@@ -220,7 +250,8 @@ mod tests {
             }
             db.persist(fjall::PersistMode::SyncAll).unwrap();
         }
-        let journals = journals(dir.path());
+        let journals = journals(dir.path()).unwrap();
+        let journals: Vec<_> = journals.iter().map(|f| std::fs::read(f).unwrap()).collect();
         assert_eq!(journals.len(), 1);
         let all = keys(&journals[0]);
         assert_eq!(all.len(), 60);
@@ -241,10 +272,7 @@ mod tests {
 
     /// A store's journal, with marks where each of `n` batches begins and ends.
     fn written(dir: &Path, n: u8) -> (PathBuf, Vec<u8>, Vec<usize>) {
-        let db = fjall::Database::builder(dir)
-            .journal_compression(fjall::CompressionType::None)
-            .open()
-            .unwrap();
+        let db = tree(dir);
         let space = db.keyspace("x", Default::default).unwrap();
         for n in 0..n {
             let mut batch = db.batch();
@@ -254,7 +282,7 @@ mod tests {
         }
         db.persist(fjall::PersistMode::SyncAll).unwrap();
         drop((space, db));
-        let path = super::journals(dir).unwrap().pop().unwrap();
+        let path = journals(dir).unwrap().pop().unwrap();
         let bytes = read(&path).unwrap();
         let mut marks = vec![0];
         while let Some(found) = batch(&bytes[marks[marks.len() - 1]..]) {

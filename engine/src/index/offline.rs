@@ -108,6 +108,8 @@ fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         if entry.file_type().map_err(failed)?.is_dir() {
             link_or_copy(&source, &target)?;
+        } else if journal::is_journal(&source) {
+            journal::copy(&source, &target)?;
         } else if !immutable || std::fs::hard_link(&source, &target).is_err() {
             std::fs::copy(&source, &target).map_err(|e| Error::io("copy", &source, e))?;
         }

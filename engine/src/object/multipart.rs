@@ -6,6 +6,7 @@ use crate::index::commit::Op;
 use crate::index::{Space, key};
 use crate::limits;
 use crate::record::{Encryption, Metadata, Part, Upload, UploadId};
+use crate::rt;
 use crate::segment::block::WrappedKey;
 use crate::shard::Shard;
 use std::rc::Rc;
@@ -77,7 +78,7 @@ impl Shard {
             }
         };
         let upload = Upload {
-            created: self.core.now(),
+            created: rt::unix_millis(),
             metadata: new.metadata,
             encryption: new.encryption,
             checksum: new.checksum,
@@ -138,7 +139,7 @@ impl Shard {
 
     /// Aborts uploads begun longer than `age` ago, and says how many.
     pub async fn abort_stale_uploads(&self, age: Duration) -> Result<usize> {
-        let before = self.core.now().saturating_sub(age.as_millis() as u64);
+        let before = rt::unix_millis().saturating_sub(age.as_millis() as u64);
         let mut aborted = 0;
         for bucket in self.buckets() {
             let mut query = super::UploadQuery {

@@ -224,7 +224,7 @@ impl PutStream {
     async fn commit_object(self, finish: Finish) -> Result<Committed> {
         let object = Object {
             size: self.target.size,
-            modified: self.shard.core.now(),
+            modified: rt::unix_millis(),
             etag: finish.etag,
             metadata: self.target.metadata.clone(),
             encryption: None,
@@ -270,7 +270,7 @@ impl PutStream {
     async fn commit_as_part(self, etag: String, checksum: Option<Vec<u8>>) -> Result<Committed> {
         let (id, number) = self.target.part.expect("begun as a part");
         let mut part = Part {
-            modified: self.shard.core.now(),
+            modified: rt::unix_millis(),
             etag,
             checksum,
             stream: self.stream(Place::Empty),

@@ -224,9 +224,7 @@ impl RunReader {
             return run.open(&stored[own], self.plain());
         }
         // The copy brings near what is opened next.
-        let mut kept = self.cache().buffer(stored.len());
-        kept.extend(stored);
-        let kept = Bytes::from(kept);
+        let kept = self.cache().shelf.copy(stored);
         let plain = run.open(&kept[own], self.plain())?;
         self.cache().put(&span.extent, span.package(), kept);
         Ok(plain)

@@ -218,9 +218,11 @@ impl Reclaimer {
 /// Whether the index can be compacted: its new tables are written before the old ones go.
 fn has_room(core: &Core) -> bool {
     let needed = |index: u64| limits::INDEX_JOURNAL_BYTES_MAX + index / limits::RESERVE_INDEX_SHARE;
-    match (core.room(), core.index.disk_bytes()) {
-        (Ok(room), Ok(index)) => room.free >= needed(index),
-        (Err(e), _) | (_, Err(e)) => {
+    let enough = core.index.disk_bytes();
+    let enough = enough.and_then(|index| Ok(core.space.room(index)?.free >= needed(index)));
+    match enough {
+        Ok(enough) => enough,
+        Err(e) => {
             tracing::warn!("the index is not compacted: {e}");
             false
         }

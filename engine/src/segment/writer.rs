@@ -668,7 +668,7 @@ fn keep(cache: &Cache, kept: &mut Kept, extent: &Extent, at: (u64, u64), mut sea
     while !sealed.is_empty() {
         let mut run = kept
             .take()
-            .unwrap_or_else(|| cache.buffer(run_bytes.min(missing)));
+            .unwrap_or_else(|| cache.shelf.buffer(run_bytes.min(missing)));
         let (now, later) = sealed.split_at(sealed.len().min(run_bytes - run.len()));
         run.extend(now);
         sealed = later;

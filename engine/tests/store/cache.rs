@@ -3,11 +3,9 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use glommio::{LocalExecutorBuilder, Placement};
-use strongroom_engine::secret::Secret;
-use strongroom_engine::{DataDir, Engine, EngineOptions, Observer, Shard};
+use strongroom_engine::{EngineOptions, Observer, Shard};
 
-use super::{BUCKET, get, options, plain, put};
+use super::{End, get, options, plain, put, with_observer};
 
 /// Opens the store in `dir` with a cache, runs `work`, and closes it.
 fn with_cache<F: Future<Output = ()> + 'static>(
@@ -15,30 +13,11 @@ fn with_cache<F: Future<Output = ()> + 'static>(
     cache_bytes: u64,
     work: impl FnOnce(Rc<Shard>, Observer) -> F + Send + 'static,
 ) {
-    let held = DataDir::lock(dir).unwrap();
-    if held.superblock().unwrap().is_none() {
-        held.create([1; 16], b"key").unwrap();
-    }
     let options = EngineOptions {
         cache_bytes,
         ..options()
     };
-    let engine = Engine::open(&held, &Secret::new([9; 32]), &options).unwrap();
-    let (seed, observer) = (engine.shard(0), engine.observer());
-    LocalExecutorBuilder::new(Placement::Unbound)
-        .io_memory(1 << 20)
-        .spawn(move || async move {
-            let shard = seed.open().await.unwrap();
-            if shard.bucket(BUCKET).is_err() {
-                shard.create_bucket(BUCKET).await.unwrap();
-            }
-            work(Rc::clone(&shard), observer).await;
-            shard.close().await;
-        })
-        .unwrap()
-        .join()
-        .unwrap();
-    engine.close();
+    with_observer(dir, End::Close, &options, work);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use strongroom_engine::record::{Encryption, Mode, UploadId};
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{
     Completion, Condition, DataDir, Engine, EngineOptions, Error, EtagMatch, Finish, ListEntry,
-    ListQuery, NewUpload, PartChoice, Shard, Target, UploadQuery,
+    ListQuery, NewUpload, Observer, PartChoice, Shard, Target, UploadQuery,
 };
 
 const KEY: [u8; 32] = [5; 32];
@@ -44,12 +44,22 @@ fn with_store<F: Future<Output = ()> + 'static>(
     end: End,
     work: impl FnOnce(Rc<Shard>) -> F + Send + 'static,
 ) {
+    with_observer(dir, end, &options(), |shard, _| work(shard));
+}
+
+/// The same with other options, and with a view of the whole store.
+fn with_observer<F: Future<Output = ()> + 'static>(
+    dir: &Path,
+    end: End,
+    options: &EngineOptions,
+    work: impl FnOnce(Rc<Shard>, Observer) -> F + Send + 'static,
+) {
     let held = DataDir::lock(dir).unwrap();
     if held.superblock().unwrap().is_none() {
         held.create([1; 16], b"key").unwrap();
     }
-    let engine = Engine::open(&held, &Secret::new([9; 32]), &options()).unwrap();
-    let seed = engine.shard(0);
+    let engine = Engine::open(&held, &Secret::new([9; 32]), options).unwrap();
+    let (seed, observer) = (engine.shard(0), engine.observer());
     LocalExecutorBuilder::new(Placement::Unbound)
         .io_memory(1 << 20)
         .spawn(move || async move {
@@ -57,7 +67,7 @@ fn with_store<F: Future<Output = ()> + 'static>(
             if shard.bucket(BUCKET).is_err() {
                 shard.create_bucket(BUCKET).await.unwrap();
             }
-            work(Rc::clone(&shard)).await;
+            work(Rc::clone(&shard), observer).await;
             if end == End::Close {
                 shard.close().await;
             }

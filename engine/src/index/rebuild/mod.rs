@@ -18,7 +18,6 @@ mod streams;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::commit::meta;
 use super::copies::COPIED;
@@ -27,6 +26,7 @@ use super::{Index, Space, io, journal, key, record, recover};
 use crate::datadir::{DataDir, sync_dir};
 use crate::error::{Error, Result};
 use crate::record::{Bucket, Data, Extent, Object, Part, Place, Upload};
+use crate::rt;
 use crate::secret::Secret;
 use crate::segment::Checkpoint;
 use crate::segment::block;
@@ -159,9 +159,7 @@ const KEPT: &str = "index.before-recover-";
 fn swap(dir: &DataDir, draft: &Path) -> Result<Option<PathBuf>> {
     let index = dir.index_dir();
     sync_dir(draft)?;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
+    let now = rt::unix_millis() / 1000;
     let mut kept = None;
     if index.exists() {
         let aside = (now..)
@@ -177,26 +175,11 @@ fn swap(dir: &DataDir, draft: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn journals(dir: &Path) -> Vec<Vec<u8>> {
-    let mut files: Vec<(u64, PathBuf)> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|e| {
-            let path = e.path();
-            let number = path
-                .file_name()?
-                .to_str()?
-                .strip_suffix(".jnl")?
-                .parse()
-                .ok()?;
-            Some((number, path))
-        })
-        .collect();
-    files.sort();
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     // One that cannot be read has nothing to tell.
-    files
+    journal::in_order(entries.map(|e| e.path()))
         .into_iter()
-        .filter_map(|(_, path)| std::fs::read(path).ok())
+        .filter_map(|path| std::fs::read(path).ok())
         .collect()
 }
 
