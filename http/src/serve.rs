@@ -102,7 +102,6 @@ pub fn run(options: Serve) -> Result<(), String> {
     );
     let mut house = House {
         shards: shards.len(),
-        drain_timeout: options.drain_timeout,
         options,
         dir,
         kms,
@@ -140,7 +139,6 @@ enum Event {
 struct House {
     options: Serve,
     shards: usize,
-    drain_timeout: Duration,
     dir: Arc<DataDir>,
     kms: Arc<Kms>,
     admin: Arc<Admin>,
@@ -267,7 +265,7 @@ impl House {
     }
 
     fn end(self) {
-        self.cores.stop(self.drain_timeout);
+        self.cores.stop(self.options.drain_timeout);
         if let Some(store) = self.store {
             store.close();
         }
@@ -290,19 +288,12 @@ fn words(why: &Error) -> String {
 /// Takes a data directory. A command that works without a server holds its lock a moment, so one in use is asked for again,
 /// for a while.
 pub(crate) fn lock(dir: &Path) -> Result<DataDir, String> {
-    let end = Instant::now() + limits::LOCK_PATIENCE;
-    loop {
-        match DataDir::lock(dir) {
-            Err(strongroom_engine::Error::Unusable(_)) if Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(20))
-            }
-            locked => return locked.map_err(|e| e.to_string()),
-        }
-    }
+    let in_use = |e: &_| matches!(e, strongroom_engine::Error::Unusable(_));
+    patiently(limits::LOCK_PATIENCE, in_use, || DataDir::lock(dir)).map_err(|e| e.to_string())
 }
 
 /// Whoever denies a feature counts on it.
-pub(crate) fn deny_features() -> Result<(), String> {
+fn deny_features() -> Result<(), String> {
     let unknown = cpu::unknown_denials();
     if unknown.is_empty() {
         return Ok(());
@@ -318,13 +309,25 @@ pub(crate) fn deny_features() -> Result<(), String> {
 /// Binds the port. The rings of a server that just ended can hold its sockets a moment longer than the process lived, so a
 /// port in use is asked for again, for a while.
 pub(crate) fn bind(address: SocketAddr, shards: usize) -> std::io::Result<Vec<TcpListener>> {
-    let end = Instant::now() + limits::PORT_PATIENCE;
+    let in_use = |e: &std::io::Error| e.kind() == std::io::ErrorKind::AddrInUse;
+    patiently(limits::PORT_PATIENCE, in_use, || {
+        conn::bind(address, shards)
+    })
+}
+
+/// Tries again while it fails in a way that passes, for so long.
+fn patiently<T, E>(
+    patience: Duration,
+    passes: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let end = Instant::now() + patience;
     loop {
-        match conn::bind(address, shards) {
-            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < end => {
+        match attempt() {
+            Err(e) if passes(&e) && Instant::now() < end => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            bound => return bound,
+            done => return done,
         }
     }
 }

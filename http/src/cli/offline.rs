@@ -12,11 +12,12 @@ use strongroom_engine::hierarchy::{self, Domain, SealedKey};
 use strongroom_engine::record::{Encryption, KmsKey, Mode};
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{DataDir, KeyAnswer, ObjectKeys};
-use strongroom_kms::{Context, Error, Keys, Kms, OpenKey, Outage, Source, StoredDataKey};
+use strongroom_kms::{Context, Error, Keys, Kms, OpenKey, Outage, Source};
 
 use crate::key_service::{self, KeyService};
 use crate::key_work::AskKeys;
 use crate::root_key;
+use crate::sse;
 use crate::store_key::StoreKeeper;
 
 /// Which store.
@@ -157,11 +158,13 @@ impl LocalKeys {
                 let at = format!("its key {} is with a key server", wrapped.name);
                 return Err(Shut::NotAtHand(at));
             }
-            Held::Here(keys) => block_on(keys.open(&stored(source, wrapped), &context, bucket)),
+            Held::Here(keys) => {
+                block_on(keys.open(&sse::stored(source, wrapped), &context, bucket))
+            }
             Held::Elsewhere(ask) => {
                 let (wrapped, bucket) = (wrapped.clone(), bucket.to_owned());
                 ask.ask(async move |keys| {
-                    keys.open(&stored(source, &wrapped), &context, &bucket)
+                    keys.open(&sse::stored(source, &wrapped), &context, &bucket)
                         .await
                 })
                 .map_err(Shut::NotAtHand)?
@@ -176,16 +179,6 @@ impl LocalKeys {
                 Shut::NotAtHand(e.to_string())
             }
         })
-    }
-}
-
-fn stored(source: Source, wrapped: &KmsKey) -> StoredDataKey<'_> {
-    StoredDataKey {
-        source,
-        key: &wrapped.name,
-        version: wrapped.version,
-        ciphertext: &wrapped.ciphertext,
-        bucket_key: wrapped.bucket_key,
     }
 }
 
@@ -213,20 +206,22 @@ pub fn name(bucket: &str, key: &str) -> String {
 
 /// Bytes as a person reads them.
 pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        _ => scaled(bytes),
+    }
+}
+
+/// The same where the number itself stands beside it.
+pub fn scaled(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = bytes as f64;
-    let mut unit = "bytes";
-    for next in UNITS {
-        if value < 1024.0 {
-            break;
-        }
-        value /= 1024.0;
-        unit = next;
+    let mut size = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while size >= 1024.0 && unit < UNITS.len() - 1 {
+        size /= 1024.0;
+        unit += 1;
     }
-    match unit {
-        "bytes" => format!("{bytes} bytes"),
-        _ => format!("{value:.1} {unit}"),
-    }
+    format!("{size:.1} {}", UNITS[unit])
 }
 
 #[cfg(test)]
@@ -240,5 +235,13 @@ mod tests {
         assert_eq!(size(1023), "1023 bytes");
         assert_eq!(size(1536), "1.5 KiB");
         assert_eq!(size(5 << 40), "5.0 TiB");
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        assert_eq!(scaled(0), "0.0 KiB");
+        assert_eq!(scaled(1536), "1.5 KiB");
+        assert_eq!(scaled(5 << 30), "5.0 GiB");
+        assert_eq!(scaled(u64::MAX), "16384.0 PiB");
     }
 }

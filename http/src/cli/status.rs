@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::offline::scaled;
 use super::store::Store;
 use crate::admin::{Answer, Request, StoreStatus};
 
@@ -44,29 +45,7 @@ fn block(status: &StoreStatus) -> String {
         writeln!(out, "{name}: {value}").expect("in memory");
     }
     for (name, bytes, what) in sizes {
-        writeln!(out, "{name}: {bytes} bytes ({}; {what})", human(bytes)).expect("in memory");
+        writeln!(out, "{name}: {bytes} bytes ({}; {what})", scaled(bytes)).expect("in memory");
     }
     out
-}
-
-fn human(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut size = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while size >= 1024.0 && unit < UNITS.len() - 1 {
-        size /= 1024.0;
-        unit += 1;
-    }
-    format!("{size:.1} {}", UNITS[unit])
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn sizes_for_people() {
-        assert_eq!(super::human(0), "0.0 KiB");
-        assert_eq!(super::human(1536), "1.5 KiB");
-        assert_eq!(super::human(5 << 30), "5.0 GiB");
-        assert_eq!(super::human(u64::MAX), "16384.0 PiB");
-    }
 }

@@ -489,6 +489,12 @@ impl hyper::service::Service<Request<Incoming>> for Connection {
     }
 }
 
+/// Has the connection closed once the response is out.
+fn close_after(response: &mut Response<Body>) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+}
+
 /// A request's body until somebody wants it.
 struct Pending {
     /// The request announced that nothing follows.
@@ -563,8 +569,7 @@ impl Pending {
     fn leave(&mut self, response: &mut Response<Body>) {
         if self.waits && self.empty {
             // hyper sends no 100 where nothing is to come, and botocore then misreads the next answer on the connection.
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
+            close_after(response);
             return;
         }
         let untouched = self.upload.as_ref().is_none_or(|upload| !upload.touched());
@@ -576,8 +581,7 @@ impl Pending {
             // It has not been told to send, so it mostly will not; then what it sends next is no
             // body, and what it sends anyway is no request. Only a new connection is sure.
             self.linger.set();
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
+            close_after(response);
             return;
         }
         glommio::spawn_local(discard(rest, self.linger.clone())).detach();

@@ -324,7 +324,8 @@ fn path(at: At<'_>) -> String {
     format!("{}/{}", at.bucket, at.key)
 }
 
-fn stored(source: Source, wrapped: &KmsKey) -> StoredDataKey<'_> {
+/// A record's data key, as the key service takes it.
+pub fn stored(source: Source, wrapped: &KmsKey) -> StoredDataKey<'_> {
     StoredDataKey {
         source,
         key: &wrapped.name,

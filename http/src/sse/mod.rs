@@ -27,7 +27,7 @@ pub use answer::Answer;
 pub use customer::CustomerKey;
 pub use decide::{Choice, KmsChoice, Rules};
 pub use key_id::KeyId;
-pub use keys::{NewKey, ObjectKey, held, in_time, new_key, open_key, reseal};
+pub use keys::{NewKey, ObjectKey, held, in_time, new_key, open_key, reseal, stored};
 
 use crate::service::RequestInfo;
 
