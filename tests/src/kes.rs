@@ -34,6 +34,7 @@ use crate::server::{Config, free_port};
 pub const KEY: &str = "kes-default";
 /// The store's API key, and the public key that a certificate made from it holds.
 pub const API_KEY: &str = "kes:v1:ACQpoGqx3rHHjT938Hfu5hVVQJHZWSqVI2Xp1KlYxFVw";
+const API_KEY_VARIABLE: &str = "MINIO_KMS_KES_API_KEY";
 
 const BODY_BYTES_MAX: usize = 1 << 20;
 
@@ -204,28 +205,29 @@ impl Kes {
 
     /// The configuration with this as its key service, by API key.
     pub fn configure(&self, config: Config) -> Config {
-        self.configure_trust(config)
-            .env("MINIO_KMS_KES_API_KEY", API_KEY)
+        self.configure_trust(config).env(API_KEY_VARIABLE, API_KEY)
     }
 
     /// The same for a command.
     pub fn configure_command(&self, command: &mut Command) {
         command
-            .env("MINIO_KMS_KES_ENDPOINT", self.endpoint())
-            .env("MINIO_KMS_KES_KEY_NAME", KEY)
-            .env("MINIO_KMS_KES_CAPATH", self.trusted())
-            .env("MINIO_KMS_KES_API_KEY", API_KEY);
+            .envs(self.trust_variables())
+            .env(API_KEY_VARIABLE, API_KEY);
     }
 
     /// The same without credentials.
     pub fn configure_trust(&self, config: Config) -> Config {
-        config
-            .env("MINIO_KMS_KES_ENDPOINT", &self.endpoint())
-            .env("MINIO_KMS_KES_KEY_NAME", KEY)
-            .env(
-                "MINIO_KMS_KES_CAPATH",
-                &self.trusted().display().to_string(),
-            )
+        let variables = self.trust_variables();
+        let with = |config: Config, (name, value): (&str, String)| config.env(name, &value);
+        variables.into_iter().fold(config, with)
+    }
+
+    fn trust_variables(&self) -> [(&'static str, String); 3] {
+        [
+            ("MINIO_KMS_KES_ENDPOINT", self.endpoint()),
+            ("MINIO_KMS_KES_KEY_NAME", KEY.to_owned()),
+            ("MINIO_KMS_KES_CAPATH", self.trusted().display().to_string()),
+        ]
     }
 
     pub fn set(&self, mode: Mode) {

@@ -21,6 +21,7 @@ pub mod rclone;
 pub mod scan;
 pub mod server;
 pub mod sigv4;
+pub mod sized;
 pub mod sse;
 pub mod wire;
 

@@ -10,6 +10,7 @@ use strongroom_tests::client::{Request, head_bytes};
 use strongroom_tests::data::Pattern;
 use strongroom_tests::scan::Needles;
 use strongroom_tests::sigv4::Moment;
+use strongroom_tests::sized::{self, content, fill, name};
 use strongroom_tests::wire::Connection;
 use strongroom_tests::{Config, Server, binary};
 
@@ -20,22 +21,9 @@ const SIZES: [usize; 4] = [0, 100, 70_000, 3 << 20];
 /// Enough that some go to each shard.
 const CONNECTIONS: usize = 8;
 
-fn name(size: usize) -> String {
-    format!("object-{size}")
-}
-
-fn content(size: usize) -> Vec<u8> {
-    Pattern::named(&name(size)).bytes(size)
-}
-
 fn filled(config: Config) -> Server {
     let server = config.start();
-    let mut client = server.client();
-    client.create_bucket(BUCKET).expect("an answer").expect(200);
-    for size in SIZES {
-        let put = client.put(BUCKET, &name(size), &content(size));
-        put.expect("an answer").expect(200);
-    }
+    fill(&server, BUCKET, &SIZES);
     server
 }
 
@@ -43,10 +31,7 @@ fn filled(config: Config) -> Server {
 fn assert_readable(server: &Server) {
     for _ in 0..CONNECTIONS {
         let mut client = server.client();
-        for size in SIZES {
-            let got = client.get(BUCKET, &name(size)).expect("an answer");
-            assert!(got.expect(200).body == content(size), "{size}");
-        }
+        sized::assert_readable(&mut client, BUCKET, &SIZES);
     }
 }
 

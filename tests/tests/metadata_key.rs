@@ -11,6 +11,7 @@ use strongroom_tests::data::Pattern;
 use strongroom_tests::kes::{KEY, Kes};
 use strongroom_tests::scan::Needles;
 use strongroom_tests::sigv4::Moment;
+use strongroom_tests::sized::{self, content, fill, name};
 use strongroom_tests::wire::Connection;
 use strongroom_tests::{Config, Server};
 
@@ -23,22 +24,9 @@ const CONNECTIONS: usize = 6;
 const UNDER_KMS: [&str; 2] = ["--metadata-key", "kms"];
 const UNDER_ROOT: [&str; 2] = ["--metadata-key", "local"];
 
-fn name(size: usize) -> String {
-    format!("object-{size}")
-}
-
-fn content(size: usize) -> Vec<u8> {
-    Pattern::named(&name(size)).bytes(size)
-}
-
 fn filled(config: Config) -> Server {
     let server = config.start();
-    let mut client = server.client();
-    client.create_bucket(BUCKET).expect("an answer").expect(200);
-    for size in SIZES {
-        let put = client.put(BUCKET, &name(size), &content(size));
-        put.expect("an answer").expect(200);
-    }
+    fill(&server, BUCKET, &SIZES);
     server
 }
 
@@ -46,10 +34,7 @@ fn assert_open(server: &Server) {
     for _ in 0..CONNECTIONS {
         let mut client = server.client();
         assert_eq!(client.list(BUCKET).expect("a listing").len(), SIZES.len());
-        for size in SIZES {
-            let got = client.get(BUCKET, &name(size)).expect("an answer");
-            assert!(got.expect(200).body == content(size), "{size}");
-        }
+        sized::assert_readable(&mut client, BUCKET, &SIZES);
     }
     assert_eq!(health(server, "live").0, 200);
 }
