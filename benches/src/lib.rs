@@ -3,3 +3,4 @@
 pub mod load;
 pub mod machine;
 pub mod measured;
+pub mod record;

@@ -2,9 +2,12 @@
 //! starts, so that what is measured is the server and the wire.
 //!
 //! One thread per connection with blocking sockets. A signature holds for 15 minutes, which bounds a run.
+//!
+//! What is counted lies in a window of time. A request that crosses a border of the window counts with the share of its time
+//! that lies inside, so that a few large objects under way at the borders falsify no rate.
 
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +26,15 @@ pub enum Verb {
     Get,
 }
 
+impl Verb {
+    pub fn name(self) -> &'static str {
+        match self {
+            Verb::Put => "PUT",
+            Verb::Get => "GET",
+        }
+    }
+}
+
 #[derive(Clone)]
 pub struct Plan {
     pub endpoint: Endpoint,
@@ -30,6 +42,10 @@ pub struct Plan {
     pub verb: Verb,
     pub size: u64,
     pub connections: usize,
+    /// So many connections read objects of their own; those after them read the same objects again, which bounds what must
+    /// be written first. Every connection writes objects of its own.
+    pub owners: usize,
+    /// At least; longer, up to [`STRETCH_MAX`] times, where not every connection has ended a request.
     pub duration: Duration,
     /// Before anything is counted.
     pub warm_up: Duration,
@@ -47,21 +63,19 @@ pub struct Plan {
     pub key_calls: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
 }
 
-const WARM_UP: u8 = 0;
-const COUNT: u8 = 1;
-const STOP: u8 = 2;
+/// How many times its length a window may last for the sake of slow requests.
+pub const STRETCH_MAX: u32 = 4;
 
-/// What one connection counted.
+/// What one connection saw, from the start of the warm-up to the end of its last request.
 #[derive(Default)]
 struct Tally {
-    requests: u64,
-    errors: u64,
-    bytes: u64,
-    latencies: Vec<Duration>,
+    /// Begin and end of each request that went well.
+    done: Vec<(Instant, Instant)>,
+    failed: Vec<Instant>,
     first_error: Option<String>,
 }
 
-/// Makes the bucket and, for reads, the objects.
+/// Makes the bucket and, for reads, the objects, and reads each once, so that what a cache is to hold is there.
 pub fn prepare(plan: &Plan) -> io::Result<()> {
     let mut client = Client::new(plan.endpoint.clone());
     let made = client.create_bucket(&plan.bucket)?;
@@ -73,7 +87,7 @@ pub fn prepare(plan: &Plan) -> io::Result<()> {
     }
     let body = body(plan);
     thread::scope(|scope| {
-        let writers: Vec<_> = (0..plan.connections)
+        let writers: Vec<_> = (0..plan.owners.clamp(1, plan.connections))
             .map(|connection| {
                 let (mut client, body) = (Client::new(plan.endpoint.clone()), &body);
                 scope.spawn(move || {
@@ -92,6 +106,16 @@ pub fn prepare(plan: &Plan) -> io::Result<()> {
                             return Err(io::Error::other(answer.text()));
                         }
                     }
+                    for n in 0..plan.keys {
+                        let request = Request {
+                            method: "GET",
+                            bucket: &plan.bucket,
+                            key: &key(plan, connection, n),
+                            headers: &headers(&plan.get_headers),
+                            ..Request::default()
+                        };
+                        client.fetch(&request, |_| {})?;
+                    }
                     Ok(())
                 })
             })
@@ -102,59 +126,91 @@ pub fn prepare(plan: &Plan) -> io::Result<()> {
     })
 }
 
-/// Runs the plan. Requests that begin in the warm-up or end after the window are not counted.
+/// Runs the plan.
 pub fn run(plan: &Plan) -> Measured {
     let body = body(plan);
-    let phase = AtomicU8::new(WARM_UP);
+    let stop = AtomicBool::new(false);
+    let ended = AtomicUsize::new(0);
     let ready = Barrier::new(plan.connections + 1);
     thread::scope(|scope| {
         let workers: Vec<_> = (0..plan.connections)
             .map(|connection| {
-                let (body, phase, ready) = (&body, &phase, &ready);
+                let (body, stop, ended, ready) = (&body, &stop, &ended, &ready);
                 scope.spawn(move || {
                     let requests = requests(plan, connection);
                     ready.wait();
-                    work(plan, &requests, body, phase)
+                    work(plan, &requests, body, stop, ended)
                 })
             })
             .collect();
         ready.wait();
         thread::sleep(plan.warm_up);
-        let server_cpu = || plan.pid.map(procfs::cpu_seconds);
-        let key_calls = || plan.key_calls.as_ref().map(|calls| calls());
-        let own = std::process::id();
-        let before = (
-            Instant::now(),
-            procfs::cpu_seconds(own),
-            server_cpu(),
-            key_calls(),
-        );
-        phase.store(COUNT, Ordering::SeqCst);
+        let watched = plan.pid.filter(|&pid| procfs::reset_peak(pid).is_ok());
+        let before = Reading::now(plan);
+        let ended_before = ended.load(Ordering::Relaxed);
         thread::sleep(plan.duration);
-        phase.store(STOP, Ordering::SeqCst);
+        while ended.load(Ordering::Relaxed) - ended_before < plan.connections
+            && before.at.elapsed() < plan.duration * STRETCH_MAX
+        {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let after = Reading::now(plan);
+        let difference = |after: Option<f64>, before: Option<f64>| Some(after? - before?);
         let mut measured = Measured {
-            seconds: before.0.elapsed().as_secs_f64(),
-            client_cpu: procfs::cpu_seconds(own) - before.1,
-            server_cpu: server_cpu()
-                .zip(before.2)
-                .map(|(after, before)| after - before),
-            server_resident: plan.pid.map(procfs::resident_bytes),
-            key_calls: key_calls()
-                .zip(before.3)
-                .map(|(after, before)| after - before),
+            seconds: (after.at - before.at).as_secs_f64(),
+            client_cpu: after.client_cpu - before.client_cpu,
+            server_cpu: difference(after.server_cpu, before.server_cpu),
+            server_resident_peak: watched.map(procfs::resident_peak_bytes),
+            key_calls: after.key_calls.zip(before.key_calls).map(|(a, b)| a - b),
             ..Measured::default()
         };
+        stop.store(true, Ordering::Relaxed);
         for worker in workers {
             let tally = worker.join().expect("a worker does not panic");
-            measured.requests += tally.requests;
-            measured.errors += tally.errors;
-            measured.bytes += tally.bytes;
-            measured.latencies.extend(tally.latencies);
+            for &(begin, end) in &tally.done {
+                measured.requests += share(before.at, after.at, begin, end);
+                if before.at <= end && end <= after.at {
+                    measured.latencies.push(end - begin);
+                }
+            }
+            let inside = |at: &&Instant| before.at <= **at && **at <= after.at;
+            measured.errors += tally.failed.iter().filter(inside).count() as u64;
             measured.first_error = measured.first_error.or(tally.first_error);
         }
+        measured.bytes = measured.requests * plan.size as f64;
         measured.latencies.sort_unstable();
         measured
     })
+}
+
+/// All counters at one moment.
+struct Reading {
+    at: Instant,
+    client_cpu: f64,
+    server_cpu: Option<f64>,
+    key_calls: Option<u64>,
+}
+
+impl Reading {
+    fn now(plan: &Plan) -> Self {
+        Reading {
+            at: Instant::now(),
+            client_cpu: procfs::cpu_seconds(std::process::id()),
+            server_cpu: plan.pid.map(procfs::cpu_seconds),
+            key_calls: plan.key_calls.as_ref().map(|calls| calls()),
+        }
+    }
+}
+
+/// The share of the time from `begin` to `end` that lies between `from` and `to`.
+fn share(from: Instant, to: Instant, begin: Instant, end: Instant) -> f64 {
+    let inside = end.min(to).saturating_duration_since(begin.max(from));
+    let whole = (end - begin).as_secs_f64();
+    if whole > 0.0 {
+        inside.as_secs_f64() / whole
+    } else {
+        0.0
+    }
 }
 
 /// The heads of all requests of one connection.
@@ -165,9 +221,13 @@ fn requests(plan: &Plan, connection: usize) -> Vec<Vec<u8>> {
     };
     let headers = headers(further);
     let moment = Moment::now();
+    let owner = match plan.verb {
+        Verb::Put => connection,
+        Verb::Get => connection % plan.owners.clamp(1, plan.connections),
+    };
     (0..plan.keys)
         .map(|n| {
-            let key = key(plan, connection, n);
+            let key = key(plan, owner, n);
             let request = Request {
                 method,
                 bucket: &plan.bucket,
@@ -180,31 +240,28 @@ fn requests(plan: &Plan, connection: usize) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn work(plan: &Plan, requests: &[Vec<u8>], body: &[u8], phase: &AtomicU8) -> Tally {
+fn work(
+    plan: &Plan,
+    requests: &[Vec<u8>],
+    body: &[u8],
+    stop: &AtomicBool,
+    ended: &AtomicUsize,
+) -> Tally {
     let mut tally = Tally::default();
     let mut connection = None;
     for head in requests.iter().cycle() {
-        let began_in = phase.load(Ordering::Relaxed);
-        if began_in == STOP {
+        if stop.load(Ordering::Relaxed) {
             break;
         }
-        let start = Instant::now();
-        let done = exchange(plan, &mut connection, head, body);
-        let took = start.elapsed();
-        if began_in != COUNT || phase.load(Ordering::Relaxed) != COUNT {
-            continue;
-        }
-        match done {
-            Ok(()) => {
-                tally.requests += 1;
-                tally.bytes += plan.size;
-                tally.latencies.push(took);
-            }
+        let begin = Instant::now();
+        match exchange(plan, &mut connection, head, body) {
+            Ok(()) => tally.done.push((begin, Instant::now())),
             Err(e) => {
-                tally.errors += 1;
+                tally.failed.push(Instant::now());
                 tally.first_error.get_or_insert_with(|| e.to_string());
             }
         }
+        ended.fetch_add(1, Ordering::Relaxed);
     }
     tally
 }
@@ -257,4 +314,23 @@ fn key(plan: &Plan, connection: usize, n: usize) -> String {
 /// One content for all objects of a size; incompressible.
 fn body(plan: &Plan) -> Vec<u8> {
     Pattern::new(plan.size).bytes(plan.size as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_count_with_the_share_inside() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let share = |begin, end| share(at(10), at(20), at(begin), at(end));
+        assert_eq!(share(12, 13), 1.0);
+        assert_eq!(share(5, 15), 0.5);
+        assert_eq!(share(18, 26), 0.25);
+        assert_eq!(share(0, 40), 0.25);
+        assert_eq!(share(3, 9), 0.0);
+        assert_eq!(share(21, 22), 0.0);
+        assert_eq!(share(12, 12), 0.0);
+    }
 }

@@ -55,7 +55,11 @@ pub enum Access {
     Read,
 }
 
-/// Runs `fio` in `dir` with the block size and as many jobs as the load has connections.
+/// Bytes of all files of a run of `fio`: enough that reads find little in a cache of the device, and laid out in seconds.
+const FIO_BYTES: u64 = 4 << 30;
+
+/// Runs `fio` in `dir` with the block size and as many jobs as the load has connections. Writers have a file each; readers share
+/// one, which stays in `dir` for the next run.
 pub fn disk(
     dir: &Path,
     access: Access,
@@ -64,23 +68,24 @@ pub fn disk(
     seconds: u64,
 ) -> Result<Disk, String> {
     let read = access == Access::Read;
-    // Enough that reads find no cache in the device, and little enough to lay out in seconds.
-    let size = (256u64 << 20).max(block * 4);
     let mut command = Command::new("fio");
     command
-        .args([
-            "--name=disk",
-            "--direct=1",
-            "--ioengine=psync",
-            "--group_reporting",
-        ])
-        .args(["--output-format=json", "--time_based", "--unlink=1"])
-        .arg(format!("--rw={}", if read { "randread" } else { "write" }))
+        .args(["--name=disk", "--direct=1", "--ioengine=psync"])
+        .args(["--output-format=json", "--time_based", "--group_reporting"])
         .arg(format!("--bs={block}"))
-        .arg(format!("--size={size}"))
         .arg(format!("--numjobs={jobs}"))
         .arg(format!("--runtime={seconds}"))
         .arg(format!("--directory={}", dir.display()));
+    if read {
+        command
+            .args(["--rw=randread", "--filename=read"])
+            .arg(format!("--size={FIO_BYTES}"));
+    } else {
+        let size = (FIO_BYTES / jobs as u64).max(block);
+        command
+            .args(["--rw=write", "--unlink=1"])
+            .arg(format!("--size={size}"));
+    }
     if access == Access::WriteSynced {
         command.arg("--fdatasync=1");
     }

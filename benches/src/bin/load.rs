@@ -85,6 +85,7 @@ fn main() -> ExitCode {
         },
         size: arguments.size,
         connections: arguments.connections.max(1),
+        owners: arguments.connections.max(1),
         duration: Duration::from_secs(arguments.seconds.max(1)),
         warm_up: Duration::from_secs(arguments.warm_up),
         keys: arguments.keys.max(1),
@@ -107,7 +108,7 @@ fn main() -> ExitCode {
         if plan.endpoint.tls { "TLS" } else { "plain" }
     );
     print!("{}", measured.summary());
-    if measured.errors > 0 || measured.requests == 0 {
+    if measured.errors > 0 || measured.latencies.is_empty() {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
