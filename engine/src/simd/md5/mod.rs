@@ -325,11 +325,17 @@ mod tests {
 
     #[test]
     fn any_number_of_streams_of_one_length_and_of_all_lengths() {
+        // The interpreter takes a few of them.
+        let (step, len, more) = if cfg!(miri) {
+            (11, 192, 17)
+        } else {
+            (1, 4096, 61)
+        };
         for kernel in Kernel::available() {
-            for count in 0..=2 * LANES + 3 {
-                let same: Vec<_> = (0..count).map(|n| vec![bytes(4096, n)]).collect();
+            for count in (0..=2 * LANES + 3).step_by(step) {
+                let same: Vec<_> = (0..count).map(|n| vec![bytes(len, n)]).collect();
                 check(kernel, &same);
-                let uneven: Vec<_> = (0..count).map(|n| vec![bytes(n * 61, n)]).collect();
+                let uneven: Vec<_> = (0..count).map(|n| vec![bytes(n * more, n)]).collect();
                 check(kernel, &uneven);
             }
         }

@@ -21,26 +21,17 @@ pub fn round_keys(key: &[u8; 32]) -> [__m128i; ROUNDS + 1] {
     let mut keys = [_mm_setzero_si128(); ROUNDS + 1];
     keys[0] = from_bytes(lo.first_chunk().expect("16 bytes"));
     keys[1] = from_bytes(hi.first_chunk().expect("16 bytes"));
-    macro_rules! pair {
-        ($at:literal, $constant:literal) => {
-            let word = _mm_aeskeygenassist_si128::<$constant>(keys[$at - 1]);
-            keys[$at] = mix(keys[$at - 2], _mm_shuffle_epi32::<0xff>(word));
-            if $at < ROUNDS {
-                let word = _mm_aeskeygenassist_si128::<0>(keys[$at]);
-                keys[$at + 1] = mix(keys[$at - 1], _mm_shuffle_epi32::<0xaa>(word));
-            }
+    let rotated = _mm_set1_epi32(0x0c0f_0e0d);
+    for at in 2..=ROUNDS {
+        let before = keys[at - 1];
+        let (word, constant) = match at % 2 {
+            0 => (_mm_shuffle_epi8(before, rotated), 1 << (at / 2 - 1)),
+            _ => (_mm_shuffle_epi32::<0xff>(before), 0),
         };
+        // The last round substitutes bytes; moving rows changes nothing where all columns are one word.
+        let word = _mm_aesenclast_si128(word, _mm_set1_epi32(constant));
+        keys[at] = mix(keys[at - 2], word);
     }
-    pair!(2, 0x01);
-    pair!(4, 0x02);
-    pair!(6, 0x04);
-    pair!(8, 0x08);
-    pair!(10, 0x10);
-    pair!(12, 0x20);
-    keys[ROUNDS] = {
-        let word = _mm_aeskeygenassist_si128::<0x40>(keys[ROUNDS - 1]);
-        mix(keys[ROUNDS - 2], _mm_shuffle_epi32::<0xff>(word))
-    };
     keys
 }
 
