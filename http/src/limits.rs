@@ -192,3 +192,6 @@ const _: () = {
     // A service that is back is noticed within 10 s.
     assert!(KES_PROBE_INTERVAL.as_secs() < 10);
 };
+
+/// How often a GET looks an object up that is replaced before it can be read.
+pub const READ_TRIES: usize = 3;

@@ -657,8 +657,8 @@ impl Model {
             .read(&found, wanted.clone(), version.secret().as_ref())
             .await;
         let mut stream = match stream {
-            // Its parts went with it; a client asks again.
-            Err(Error::Overloaded { .. }) if self.slots.borrow()[key].changes != changes => {
+            // Its parts went with it: to be looked up again.
+            Err(Error::Replaced) if self.slots.borrow()[key].changes != changes => {
                 return Ok(());
             }
             stream => stream?,
