@@ -130,6 +130,8 @@ pub const INDEX_SPACE_MIN: u64 = 16 * 1024 * 1024;
 pub const SPACE_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Freed records that may wait for their space to be given back; past it what frees more waits.
 pub const RECLAIM_BACKLOG_MAX: usize = 65_536;
+/// Freed records whose space could not be given back that are remembered, to be tried again; of more, only that there were some.
+pub const UNPUNCHED_MAX: usize = 65_536;
 /// A store that closes looks so often whether it was let go.
 pub const FORGET_LOOK_EVERY: Duration = Duration::from_millis(10);
 pub const BACKLOG_LOOK_EVERY: Duration = Duration::from_millis(10);

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::index::rebuild::{Recovery, rebuild};
 use crate::limits;
 use crate::secret::Secret;
+use crate::segment::survey::survey;
 
 /// What kind of misfortune a seed is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -554,5 +555,61 @@ fn a_failed_sync_ends_the_process() {
         );
         drop(store);
         run.start().expect("nothing is damaged");
+    }
+}
+
+/// The keys that lie in segments.
+fn wrapped_keys(store: &Store) -> usize {
+    let found = survey(store.core.segments.dir(), &store.core.blocks);
+    found.expect("segments can be read").keys.len()
+}
+
+/// Where an old key could not be punched nobody is told that it is gone, then or by asking again, until it is.
+#[test]
+fn a_key_that_was_not_punched_is_not_said_to_be_gone() {
+    for waits in [false, true] {
+        let machine = Machine::new(5);
+        let world = Rc::clone(&machine.world);
+        let run = Run {
+            model: Model::new(&world, 1),
+            machine,
+            kind: Kind::Errors,
+            calm: Faults::default(),
+            recovered: Cell::new(false),
+        };
+        run.model.faulty.set(true);
+        let store = run.start().expect("nothing is damaged");
+        let shard = Rc::clone(&store.shards[0]);
+        let perform = |op| {
+            let done = world.run(Rc::clone(&run.model).perform(Rc::clone(&shard), op));
+            done.expect("no crash");
+        };
+        let settle = || {
+            let shard = Rc::clone(&shard);
+            let settled = world.run(async move { shard.settle_erasure().await });
+            settled.expect("no crash")
+        };
+        perform(Op::Put {
+            key: 0,
+            size: 90_000,
+            sealed: true,
+            fate: Fate::Commit,
+        });
+        world.faults.set(Faults {
+            free: 1000,
+            ..Faults::default()
+        });
+        perform(Op::Rewrap(0));
+        if waits {
+            // It is tried, in vain, before anybody asks.
+            world.run(sleep(Duration::from_secs(1))).expect("no crash");
+        }
+        for _ in 0..2 {
+            settle().expect_err("the old key cannot be punched");
+            assert_eq!(wrapped_keys(&store), 2);
+        }
+        world.faults.set(Faults::default());
+        settle().expect("nothing fails any more");
+        assert_eq!(wrapped_keys(&store), 1);
     }
 }
