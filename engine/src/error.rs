@@ -22,6 +22,9 @@ pub enum Error {
     /// The key changed while a conditional multipart upload or a change of encryption was under way.
     #[error("the key changed meanwhile")]
     Conflict,
+    /// The object was replaced between being looked up and being read, and its parts went with it.
+    #[error("the object was replaced while it was looked up")]
+    Replaced,
     /// The version of the key that it is sealed under was taken out of use meanwhile.
     #[error("the version of the key was taken out of use meanwhile")]
     KeyRetired,

@@ -36,7 +36,7 @@ pub use index::rebuild::{Finding, Recovery, rebuild};
 pub use index::record;
 pub use index::tally::{Tally, Under};
 pub use io::DiskStats;
-pub use limits::{KEY_BYTES_MAX, PARTS_MAX, STREAM_BYTES_MAX};
+pub use limits::{END_SLACK_BYTES, KEY_BYTES_MAX, OPEN_END_BYTES, PARTS_MAX, STREAM_BYTES_MAX};
 pub use object::{
     Committed, Completion, Condition, EtagMatch, Finish, Found, GetStream, ListEntry, ListPage,
     ListQuery, NewUpload, PartChoice, PartEntry, PutStream, Target, UploadEntry, UploadPage,

@@ -14,6 +14,10 @@ pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
 
 /// Largest object of a single PUT, and largest part.
 pub const STREAM_BYTES_MAX: u64 = 5 * 1024 * 1024 * 1024;
+/// An object whose length is not known exactly ends at most so much earlier than it may; the end is told while more than the
+/// second is still to come of what it may be, so that no package is under way that is the last one.
+pub const END_SLACK_BYTES: u64 = 64 * 1024;
+pub const OPEN_END_BYTES: u64 = END_SLACK_BYTES + crate::dare::header::PAYLOAD as u64;
 pub const PARTS_MAX: u16 = 10_000;
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Standard headers and user metadata of one object, names and values together.
@@ -126,6 +130,8 @@ pub const INDEX_SPACE_MIN: u64 = 16 * 1024 * 1024;
 pub const SPACE_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Freed records that may wait for their space to be given back; past it what frees more waits.
 pub const RECLAIM_BACKLOG_MAX: usize = 65_536;
+/// Freed records whose space could not be given back that are remembered, to be tried again; of more, only that there were some.
+pub const UNPUNCHED_MAX: usize = 65_536;
 /// A store that closes looks so often whether it was let go.
 pub const FORGET_LOOK_EVERY: Duration = Duration::from_millis(10);
 pub const BACKLOG_LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -138,6 +144,8 @@ const _: () = {
     assert!(EXTENT_PACKAGES as usize * PACKAGE == EXTENT_DATA_SECTORS as usize * SECTOR);
     assert!(WRITE_BUFFER_BYTES.is_multiple_of(SECTOR));
     assert!(INLINE_BYTES_MAX as usize <= PAYLOAD);
+    // What an extent has to spare goes out with its tail.
+    assert!((END_SLACK_BYTES as usize).div_ceil(SECTOR) + 8 < WRITE_BUFFER_BYTES / SECTOR);
     assert!(EXTENT_PACKAGES.is_multiple_of(READ_PACKAGES));
     assert!(INDEX_SPACE_MIN < RESERVE_BYTES);
     assert!(RESERVE_BYTES > INDEX_JOURNAL_BYTES_MAX + 4 * INDEX_MEMTABLE_BYTES);

@@ -22,6 +22,7 @@ pub struct Scrub {
     pub stop: AtomicBool,
     passes: AtomicU64,
     objects: AtomicU64,
+    unopened: AtomicU64,
     bytes: AtomicU64,
     rotten: AtomicU64,
 }
@@ -32,6 +33,8 @@ pub struct Scrubbed {
     /// Passes over the whole store that ended.
     pub passes: u64,
     pub objects: u64,
+    /// Those of them whose keys were not at hand: the structure of their packages was checked, and no tag.
+    pub unopened: u64,
     pub bytes: u64,
     /// Objects found rotten; each counts once a pass.
     pub rotten: u64,
@@ -43,6 +46,7 @@ impl Scrub {
         Scrubbed {
             passes: get(&self.passes),
             objects: get(&self.objects),
+            unopened: get(&self.unopened),
             bytes: get(&self.bytes),
             rotten: get(&self.rotten),
         }
@@ -145,6 +149,9 @@ fn object(
     let seen = look.object(&core.index, &subject, None);
     core.release(0, origin);
     core.scrub.objects.fetch_add(1, Ordering::Relaxed);
+    if object.encryption.is_some() && secret.is_none() {
+        core.scrub.unopened.fetch_add(1, Ordering::Relaxed);
+    }
     if let Err(e) = seen
         && pace.stands()
     {

@@ -101,6 +101,10 @@ pub fn engine_fault(fault: engine::Error, at: At<'_>) -> S3Error {
             ConditionalRequestConflict,
             "The conditional request cannot succeed due to a conflicting operation against this resource."
         ),
+        E::Replaced => s3_error!(
+            SlowDown,
+            "The object was replaced while the request was under way. Please try again."
+        ),
         E::KeyRetired => s3_error!(
             ServiceUnavailable,
             "The key was rotated while the request was under way. Please try again."
@@ -342,6 +346,7 @@ mod tests {
                 400,
             ),
             (E::Overloaded { what: "buffers" }, "SlowDown", 503),
+            (E::Replaced, "SlowDown", 503),
             (E::DiskFull, "InsufficientStorage", 507),
             (E::Closed, "ServiceUnavailable", 503),
             (E::Unusable("x".into()), "InternalError", 500),

@@ -83,6 +83,8 @@ pub const TRAILERS_MAX: usize = 16;
 pub const FORM_FIELDS_BYTES_MAX: usize = 64 * 1024;
 /// Fields of a form.
 pub const FORM_FIELDS_MAX: usize = 128;
+/// What follows a form's file, with the boundary that ends it.
+pub const FORM_AFTER_BYTES_MAX: u64 = strongroom_engine::END_SLACK_BYTES;
 /// A form's file up to this size is gathered, so that its length is known whatever follows it.
 pub const FORM_GATHERED_BYTES_MAX: usize = 256 * 1024;
 
@@ -192,3 +194,6 @@ const _: () = {
     // A service that is back is noticed within 10 s.
     assert!(KES_PROBE_INTERVAL.as_secs() < 10);
 };
+
+/// How often a GET looks an object up that is replaced before it can be read.
+pub const READ_TRIES: usize = 3;

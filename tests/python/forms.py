@@ -141,13 +141,28 @@ class Forms(kit.Case):
         self.assertFailed(self.post(big), 400, "MaxPostPreDataLengthExceeded")
 
     def test_fields_after_the_file(self):
-        """They are ignored; but behind a big file they hide its length, and S3 wants the file last anyway."""
-        more = [("submit", "Upload")]
-        self.assertPosted(self.post(self.policy(), after=more))
-        self.assertBody("key", b"content")
+        """They are ignored, however long the file is; there may be only so much of them."""
+        more = [("submit", "Upload"), ("key", "elsewhere"), ("x-amz-meta-more", "x")]
+        for size in (7, 300_000, kit.MIB, 8 * kit.MIB - 20, 20 * kit.MIB):
+            body = kit.data(size)
+            answer = self.post(self.policy(), body, after=more)
+            self.assertPosted(answer)
+            self.assertEqual(answer.headers["ETag"].strip('"'), kit.md5(body))
+            self.assertBody("key", body)
+            self.assertEqual(self.head("key")["Metadata"], {})
+            part = self.s3.get_object(Bucket=self.bucket, Key="key", Range=f"bytes={size // 2}-")["Body"].read()
+            self.assertEqual(part, body[size // 2 :])
+            self.delete("key")
+        self.assertAbsent("elsewhere")
+        size = kit.MIB
+        exact = self.policy(conditions=[["content-length-range", size, size]])
+        self.assertPosted(self.post(exact, kit.data(size), after=more))
+        self.assertBody("key", kit.data(size))
         self.delete("key")
-        answer = self.post(self.policy(), kit.data(400_000), after=more)
-        self.assertFailed(answer, 400, "MalformedPOSTRequest")
+        self.assertFailed(self.post(exact, kit.data(size - 10), after=more), 400, "EntityTooSmall")
+        self.assertFailed(self.post(exact, kit.data(size + 1), after=more), 400, "EntityTooLarge")
+        much = [("x-ignore-me", "x" * 70_000)]
+        self.assertFailed(self.post(self.policy(), kit.data(size), after=much), 400, "MalformedPOSTRequest")
 
     def test_kms(self):
         encryption = {

@@ -1,5 +1,6 @@
 //! `kill -9` under load, again and again: what was acknowledged is there and whole, what was not is there as a whole
-//! or not at all, and the space of what never came to be is given back.
+//! or not at all, and the space of what never came to be is given back. Deletes stay, uploads go on with the parts they have, and
+//! of several who create one object one has created it.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -23,8 +24,25 @@ struct Model {
     held: BTreeMap<String, State>,
     /// The one request that had no answer yet when the server died, and what it would have led to.
     pending: Option<(String, State)>,
+    /// The upload that was under way, where its end had not been asked for.
+    upload: Option<Upload>,
+    /// Races to create an object: what this writer would have it be, and the answer.
+    races: BTreeMap<String, (u64, u64, Raced)>,
     bytes_sent: u64,
     acknowledged: u64,
+}
+
+struct Upload {
+    id: String,
+    /// ETags of the parts that were acknowledged.
+    parts: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Raced {
+    Won,
+    Lost,
+    Unknown,
 }
 
 #[test]
@@ -47,7 +65,7 @@ fn survive(config: Config, rounds: u32) {
     let mut models: Vec<Model> = (0..WRITERS).map(|_| Model::default()).collect();
     for round in 0..rounds {
         let wait = Duration::from_millis(chance.within(150, 1200));
-        run_until_killed(&mut server, &mut models, &mut chance, wait);
+        run_until_killed(&mut server, &mut models, &mut chance, wait, round);
         server.start_again();
         check(&server, &mut models, round);
     }
@@ -70,19 +88,33 @@ fn run_until_killed(
     models: &mut [Model],
     chance: &mut Chance,
     wait: Duration,
+    round: u32,
 ) {
     thread::scope(|scope| {
         for (writer, model) in models.iter_mut().enumerate() {
             let (client, chance) = (server.client(), chance.branch());
-            scope.spawn(move || write_until_it_fails(client, writer, model, chance));
+            scope.spawn(move || write_until_it_fails(client, writer, model, chance, round));
         }
         thread::sleep(wait);
         server.kill();
     });
 }
 
-fn write_until_it_fails(mut client: Client, writer: usize, model: &mut Model, mut chance: Chance) {
-    loop {
+fn write_until_it_fails(
+    mut client: Client,
+    writer: usize,
+    model: &mut Model,
+    mut chance: Chance,
+    round: u32,
+) {
+    for turn in 0u64.. {
+        if turn % 4 == 3 {
+            // All writers come to this one at about the same time.
+            let key = format!("race/{round}-{}", turn / 4);
+            if race(&mut client, key, model, &mut chance).is_err() {
+                return;
+            }
+        }
         let key = format!("writer-{writer}/key {}", chance.within(0, KEYS_PER_WRITER));
         let seed = chance.number();
         let length = match chance.within(0, 20) {
@@ -98,7 +130,12 @@ fn write_until_it_fails(mut client: Client, writer: usize, model: &mut Model, mu
         } else if chance.one_in(25) {
             model.pending = Some((key.clone(), Some((seed, PART + length))));
             model.bytes_sent += PART + length;
-            put_in_parts(&mut client, &key, seed, length)
+            put_in_parts(&mut client, &key, seed, length, &mut model.upload)
+        } else if chance.one_in(6) {
+            if !create(&mut client, &key, (seed, length), model) {
+                return;
+            }
+            continue;
         } else {
             model.pending = Some((key.clone(), Some((seed, length))));
             model.bytes_sent += length;
@@ -117,6 +154,60 @@ fn write_until_it_fails(mut client: Client, writer: usize, model: &mut Model, mu
     }
 }
 
+/// Creates an object that may be there; false once the server is gone.
+fn create(client: &mut Client, key: &str, content: (u64, u64), model: &mut Model) -> bool {
+    let before = model.held.get(key).copied().flatten();
+    let there = before.is_some();
+    let after = before.or(Some(content));
+    model.pending = Some((key.to_owned(), after));
+    let Ok(created) = put_if_absent(client, key, content) else {
+        return false;
+    };
+    assert_eq!(created, !there, "{key}");
+    model.bytes_sent += content.1;
+    model.pending = None;
+    model.held.insert(key.to_owned(), after);
+    model.acknowledged += 1;
+    true
+}
+
+/// Creates an object that others create too.
+fn race(
+    client: &mut Client,
+    key: String,
+    model: &mut Model,
+    chance: &mut Chance,
+) -> std::io::Result<()> {
+    let content = (chance.number(), chance.within(1, 40_000));
+    let won = put_if_absent(client, &key, content);
+    let raced = match &won {
+        Ok(true) => Raced::Won,
+        Ok(false) => Raced::Lost,
+        Err(_) => Raced::Unknown,
+    };
+    model.bytes_sent += content.1;
+    model.races.insert(key, (content.0, content.1, raced));
+    won.map(drop)
+}
+
+fn put_if_absent(
+    client: &mut Client,
+    key: &str,
+    (seed, length): (u64, u64),
+) -> std::io::Result<bool> {
+    let request = Request {
+        headers: &[("if-none-match", "*")],
+        ..put(key)
+    };
+    let content = Pattern::new(seed).bytes(length as usize);
+    let answer = client.request(&request, &content)?;
+    match answer.status() {
+        200 => Ok(true),
+        412 => Ok(false),
+        _ => panic!("{key}: {}", answer.text()),
+    }
+}
+
 fn put(key: &str) -> Request<'_> {
     Request {
         method: "PUT",
@@ -132,15 +223,19 @@ fn put_in_parts(
     key: &str,
     seed: u64,
     rest: u64,
+    upload: &mut Option<Upload>,
 ) -> std::io::Result<strongroom_tests::client::Response> {
     let begun = client
         .send("POST", BUCKET, key, "uploads=", &[])?
         .expect(200);
     let id = xml_values(&begun.text(), "UploadId").remove(0);
     let id = sigv4::encode_query(&id);
+    let under_way = upload.insert(Upload {
+        id: id.clone(),
+        parts: Vec::new(),
+    });
     let content = Pattern::new(seed).bytes((PART + rest) as usize);
     let (first, second) = content.split_at(PART as usize);
-    let mut list = String::new();
     for (number, part) in [(1, first), (2, second)] {
         let query = format!("partNumber={number}&uploadId={id}");
         let answer = client.send("PUT", BUCKET, key, &query, part)?.expect(200);
@@ -149,22 +244,85 @@ fn put_in_parts(
             .header("etag")
             .expect("a part has an ETag")
             .to_owned();
+        under_way.parts.push(etag);
+    }
+    let whole = upload.take().expect("set above");
+    complete(client, key, &whole)
+}
+
+fn complete(
+    client: &mut Client,
+    key: &str,
+    upload: &Upload,
+) -> std::io::Result<strongroom_tests::client::Response> {
+    let mut list = String::new();
+    for (number, etag) in (1..).zip(&upload.parts) {
         list += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
     }
     let list = format!("<CompleteMultipartUpload>{list}</CompleteMultipartUpload>");
-    let answer = client.send(
-        "POST",
-        BUCKET,
-        key,
-        &format!("uploadId={id}"),
-        list.as_bytes(),
-    )?;
+    let query = format!("uploadId={}", upload.id);
+    let answer = client.send("POST", BUCKET, key, &query, list.as_bytes())?;
     assert!(!answer.text().contains("<Error>"), "{}", answer.text());
     Ok(answer.expect(200))
 }
 
+/// Goes on with the upload that was under way: its parts are there, and it ends with the acknowledged ones.
+fn go_on(client: &mut Client, model: &mut Model, key: &str, seed: u64, round: u32) {
+    let Some(upload) = model.upload.take().filter(|u| !u.parts.is_empty()) else {
+        return;
+    };
+    let query = format!("uploadId={}", upload.id);
+    let parts = client.send("GET", BUCKET, key, &query, &[]);
+    let parts = parts.expect("an answer").expect(200).text();
+    let etags = xml_values(&parts, "ETag");
+    let bare = |etag: &String| etag.replace("&quot;", "").replace('"', "");
+    let etags: Vec<String> = etags.iter().map(bare).collect();
+    let known: Vec<String> = upload.parts.iter().map(bare).collect();
+    assert!(etags.starts_with(&known), "round {round}: {key}: {parts}");
+    let size: u64 = xml_values(&parts, "Size")[..known.len()]
+        .iter()
+        .map(|size| size.parse::<u64>().expect("a number"))
+        .sum();
+    complete(client, key, &upload).expect("an answer");
+    model.held.insert(key.to_owned(), Some((seed, size)));
+}
+
+/// Of each race one at most has won, its object is there, and none where nobody knows of one. Ended races make room.
+fn check_races(client: &mut Client, models: &mut [Model], round: u32) {
+    let mut all: BTreeMap<String, Vec<(u64, u64, Raced)>> = BTreeMap::new();
+    for model in models.iter_mut() {
+        for (key, raced) in std::mem::take(&mut model.races) {
+            all.entry(key).or_default().push(raced);
+        }
+    }
+    for (key, racers) in all {
+        let content = |r: &(u64, u64, Raced)| Some((r.0, r.1));
+        let of = |raced| racers.iter().filter(move |r| r.2 == raced);
+        let winners = of(Raced::Won).count();
+        assert!(winners <= 1, "round {round}: {winners} created {key}");
+        let mut possible: Vec<State> = of(Raced::Won).map(content).collect();
+        if winners == 0 {
+            possible.extend(of(Raced::Unknown).map(content));
+            // Who lost has seen one.
+            if of(Raced::Lost).count() == 0 {
+                possible.push(None);
+            }
+        }
+        let holds = possible.iter().any(|state| holds(client, &key, *state));
+        assert!(holds, "round {round}: {key} is not what was created");
+        client.delete(BUCKET, &key).expect("an answer").expect(204);
+    }
+}
+
 /// Compares the store with what every writer knows, and settles what was pending.
 fn check(server: &Server, models: &mut [Model], round: u32) {
+    check_races(&mut server.client(), models, round);
+    for model in models.iter_mut() {
+        if let Some((key, Some((seed, _)))) = model.pending.clone() {
+            go_on(&mut server.client(), model, &key, seed, round);
+        }
+        model.upload = None;
+    }
     let listed = server.client().list(BUCKET).expect("a listing");
     let listed: BTreeMap<String, Listed> = listed.into_iter().map(|l| (l.key.clone(), l)).collect();
     let mut known = 0;

@@ -335,6 +335,71 @@ fn a_kms_that_does_not_answer_is_waited_for_and_no_longer() {
     assert!(start.elapsed() < Duration::from_secs(3));
 }
 
+/// What needs the key service twice, for what it reads and for what it writes, has the time of one request for both.
+#[test]
+fn all_calls_of_a_request_share_its_time() {
+    let kes = Kes::start();
+    kes.create_key("other");
+    let config = kes.configure(Config::http()).args(["--kms-timeout", "2s"]);
+    let (mut server, mut client) = with_bucket(config);
+    put(&mut client, "source", b"content").expect(200);
+    let source = format!("/{BUCKET}/source");
+    let copy = [("x-amz-copy-source", source.as_str())];
+    let upload = Begun::new(&mut client, "sse-s3", &[]);
+    // Each call alone would be in time.
+    for mode in [Mode::Late(Duration::from_millis(1300)), Mode::Silent] {
+        for what in ["a copy", "a copied part", "another key"] {
+            // Nothing in memory helps.
+            kes.set(Mode::Serve);
+            server.restart();
+            let mut client = server.client();
+            kes.set(mode.clone());
+            let start = Instant::now();
+            away(match what {
+                "a copy" => with(&mut client, "PUT", "copy", &copy),
+                "a copied part" => upload.copied_part(&mut client, &source),
+                _ => move_to_another_key(&mut client, "source"),
+            });
+            let took = start.elapsed().as_secs_f64();
+            assert!((1.5..3.5).contains(&took), "{what}: {took} s");
+        }
+    }
+    kes.set(Mode::Late(Duration::from_millis(300)));
+    with(&mut server.client(), "PUT", "copy", &copy).expect(200);
+    assert_eq!(
+        get(&mut server.client(), "copy").expect(200).body,
+        b"content"
+    );
+}
+
+/// A multipart object is replaced while a download of it waits for its key: the download is of the new one.
+#[test]
+fn a_download_of_what_is_replaced_meanwhile_is_of_the_new_object() {
+    let kes = Kes::start();
+    let (mut server, mut client) = with_bucket(kes.configure(Config::http()));
+    let upload = Begun::new(&mut client, "sse-s3", &[]);
+    upload.complete(&mut client).expect(200);
+    server.restart();
+    let mut client = server.client();
+    kes.set(Mode::Late(Duration::from_millis(1500)));
+    let asked = kes.data_key_calls();
+    let got = thread::scope(|scope| {
+        let mut other = server.client();
+        let key = upload.key.as_str();
+        let download = scope.spawn(move || get(&mut other, key));
+        eventually("the download asks for its key", 10, || {
+            kes.data_key_calls() > asked
+        });
+        // What was asked stays late.
+        thread::sleep(Duration::from_millis(200));
+        kes.set(Mode::Serve);
+        put(&mut client, key, b"content").expect(200);
+        assert!(!download.is_finished(), "the object was replaced too late");
+        download.join().expect("a download")
+    });
+    assert_eq!(got.expect(200).body, b"content");
+}
+
 /// Many at once wait no longer than one, and none of them leaves the server short of anything.
 #[test]
 fn many_requests_outlive_a_silent_kms() {

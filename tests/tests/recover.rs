@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use strongroom_tests::client::{Client, Request};
 use strongroom_tests::data::Pattern;
+use strongroom_tests::kes::Kes;
 use strongroom_tests::scan::base64;
+use strongroom_tests::wire::Connection;
 use strongroom_tests::{Config, Server, binary, disk, long};
 
 const BUCKET: &str = "recover";
 const SECTOR: usize = 4096;
+const STATIC_KEY: &str = "my-key:wMHCw8TFxsfIycrLzM3Oz9DR0tPU1dbX2Nna29zd3t8=";
 /// In the index, and in segments of one and of several extents.
 const OBJECTS: [(&str, u64); 7] = [
     ("a/empty", 0),
@@ -87,19 +90,23 @@ impl Store {
 
     /// Flips a bit in the data of the n-th stream of several sectors, in the order of their heads.
     fn flip(&self, n: usize) {
-        let mut files = disk::files(&self.dir.join("segments"));
-        files.sort_by_key(|f| disk::used_bytes_of(f));
-        let file = files.pop().expect("a segment");
-        let mut bytes = fs::read(&file).expect("readable");
-        let heads: Vec<usize> = bytes
-            .chunks(SECTOR)
-            .enumerate()
-            .filter(|(_, s)| s.starts_with(b"STRGROOM") && s[9] == 1)
-            .map(|(n, _)| n)
-            .collect();
-        bytes[(heads[n] + 5) * SECTOR + 77] ^= 4;
-        fs::write(file, bytes).expect("writable");
+        flip(&self.dir, n);
     }
+}
+
+fn flip(dir: &Path, n: usize) {
+    let mut files = disk::files(&dir.join("segments"));
+    files.sort_by_key(|f| disk::used_bytes_of(f));
+    let file = files.pop().expect("a segment");
+    let mut bytes = fs::read(&file).expect("readable");
+    let heads: Vec<usize> = bytes
+        .chunks(SECTOR)
+        .enumerate()
+        .filter(|(_, s)| s.starts_with(b"STRGROOM") && s[9] == 1)
+        .map(|(n, _)| n)
+        .collect();
+    bytes[(heads[n] + 5) * SECTOR + 77] ^= 4;
+    fs::write(file, bytes).expect("writable");
 }
 
 fn command(args: &[&str], dir: &Path) -> Command {
@@ -391,4 +398,51 @@ fn the_scrub_names_rot_in_the_log() {
         std::thread::sleep(Duration::from_millis(100));
     }
     assert!(!server.log().contains("rotten: recover/e:"));
+}
+
+fn counter(server: &Server, name: &str) -> u64 {
+    let mut connection = Connection::open(server.address(), false).expect("the server listens");
+    let asked = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    connection.send(asked, &[]).expect("it reads");
+    let head = connection.read_head().expect("an answer");
+    assert_eq!(head.status, 200);
+    let mut page = Vec::new();
+    let taken = connection.read_body("GET", &head, |bytes| page.extend_from_slice(bytes));
+    taken.expect("a whole answer");
+    let page = text(&page);
+    let found = page.lines().find_map(|line| line.strip_prefix(name));
+    let found = found.unwrap_or_else(|| panic!("{name}:\n{page}"));
+    found.trim().parse().expect("a number")
+}
+
+/// A static key is at hand, and rot under it is found. Keys at KES are not asked for: nobody waits, and KES is not called.
+#[test]
+fn the_scrub_opens_what_is_under_a_static_key_and_does_not_call_kes() {
+    let kes = Kes::start();
+    for at_kes in [false, true] {
+        let (_home, dir) = home();
+        let config = match at_kes {
+            true => kes.configure(Config::http()),
+            false => Config::http().env("MINIO_KMS_SECRET_KEY", STATIC_KEY),
+        };
+        let config = config.shards(1).data_dir(&dir);
+        let mut server = config.clone().start();
+        fill(&mut server.client());
+        assert!(server.terminate().0.success());
+        flip(&dir, 0);
+        let server = config.args(["--scrub-rate", "1000000000"]).start();
+        let calls = kes.data_key_calls();
+        let begun = Instant::now();
+        while counter(&server, "strongroom_scrub_passes_total") == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let all = OBJECTS.len() as u64;
+        assert_eq!(counter(&server, "strongroom_scrub_objects_total"), all);
+        let unopened = counter(&server, "strongroom_scrub_unopened_total");
+        assert_eq!(unopened, if at_kes { all } else { 0 });
+        let found = server.log().contains("rotten: recover/c:");
+        assert_eq!(found, !at_kes, "{}", server.log());
+        assert_eq!(kes.data_key_calls(), calls);
+    }
 }

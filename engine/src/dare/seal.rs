@@ -1,7 +1,7 @@
 //! Sealing: from wherever the plaintext arrives, in pieces of any size, into wherever the packages shall lie.
 //!
 //! - Out of place, so that sealing is the copy.
-//! - The length of the stream is known from the start; so is, at each header, whether its package is the last.
+//! - The length of the stream is known before its last package begins; so is, at each header, whether its package is the last.
 //! - Bytes come out as they go in: nothing is held back inside.
 
 use crate::{
@@ -28,7 +28,7 @@ pub struct Sealer {
     nonce: [u8; NONCE],
     /// Plaintext bytes not yet taken.
     left: u64,
-    sealed_len: u64,
+    plain_len: u64,
     sequence: u64,
     step: Step,
 }
@@ -51,12 +51,15 @@ impl Sealer {
     /// # Panics
     /// If `plain_len` is above [`layout::PLAIN_MAX`]: callers bound their streams far below.
     pub fn new(key: &Secret, nonce: [u8; NONCE], plain_len: u64) -> Self {
-        let sealed_len = layout::sealed_len(plain_len).expect("streams are bounded by their owner");
+        assert!(
+            plain_len <= layout::PLAIN_MAX,
+            "streams are bounded by their owner"
+        );
         Self {
             key: gcm::Key::new(key),
             nonce: unmarked(nonce),
             left: plain_len,
-            sealed_len,
+            plain_len,
             sequence: 0,
             step: Step::Package,
         }
@@ -64,7 +67,17 @@ impl Sealer {
 
     /// Length of the whole sealed stream.
     pub fn sealed_len(&self) -> u64 {
-        self.sealed_len
+        layout::sealed_len(self.plain_len).expect("within the bound")
+    }
+
+    /// The stream ends `by` bytes earlier than was said. More than a package of it is still to come, unless none is under way:
+    /// what was begun stays as it is.
+    pub fn shorten(&mut self, by: u64) {
+        let left = self.left.checked_sub(by);
+        let left = left.expect("it ends behind what was taken");
+        assert!(left > PAYLOAD as u64 || matches!(self.step, Step::Package));
+        self.left = left;
+        self.plain_len -= by;
     }
 
     /// Plaintext bytes still to come.

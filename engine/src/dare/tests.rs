@@ -100,6 +100,36 @@ fn no_byte_past_the_stated_length_is_taken() {
 }
 
 #[test]
+fn a_stream_that_ends_earlier_is_as_if_it_had_been_known() {
+    for (taken, len) in [
+        (0, 0),
+        (0, 5),
+        (1, PAYLOAD + 2),
+        (PAYLOAD, PAYLOAD + 1),
+        (PAYLOAD + 9, 3 * PAYLOAD),
+        (2 * PAYLOAD - 1, 3 * PAYLOAD),
+    ] {
+        let mut sealer = Sealer::new(&key(), NONCE, 4 * PAYLOAD as u64);
+        let plain = plain(len);
+        let expected = seal_blob(&key(), NONCE, &plain);
+        let mut dst = vec![0; expected.len()];
+        let written = sealer.update(&plain[..taken], &mut dst).written;
+        sealer.shorten((4 * PAYLOAD - len) as u64);
+        assert_eq!(sealer.sealed_len(), expected.len() as u64);
+        sealer.update(&plain[taken..], &mut dst[written..]);
+        assert!(sealer.is_complete() && dst == expected, "{taken} of {len}");
+    }
+}
+
+#[test]
+#[should_panic]
+fn a_stream_does_not_end_within_the_package_under_way() {
+    let mut sealer = Sealer::new(&key(), NONCE, 4 * PAYLOAD as u64);
+    sealer.update(&[1; 5], &mut [0; 100]);
+    sealer.shorten(3 * PAYLOAD as u64 + 6);
+}
+
+#[test]
 fn a_stream_waits_for_its_last_byte_and_its_last_tag() {
     let mut sealer = Sealer::new(&key(), NONCE, 10);
     let mut dst = [0; 42];

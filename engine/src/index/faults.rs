@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fjall::PersistMode;
 
@@ -80,6 +81,9 @@ fn held(dir: &Path) -> Result<State> {
         let mut state = State::new();
         for entry in index.space(Space::Objects).iter() {
             let (at, value) = entry.into_inner().map_err(io)?;
+            if at == key::MARK {
+                continue;
+            }
             let name = Space::Objects.name();
             let (sequence, object): (u64, Object) = index.sealer.open(name, &at, &value)?;
             let bytes = index.inline(sequence)?;
@@ -239,5 +243,102 @@ fn damage_to_any_file_is_told() {
                 std::fs::remove_dir_all(&dir).unwrap();
             }
         }
+    }
+}
+
+/// Where another process of this test finds the index it is to compact.
+const COMPACTED: &str = "STRONGROOM_TEST_COMPACTED";
+
+/// A process that compacts is stopped at many points, and the files are copied as they are then: what a kill leaves. Each copy
+/// holds all there is.
+#[test]
+fn a_compaction_that_ends_anywhere_leaves_everything() {
+    if let Some(dir) = std::env::var_os(COMPACTED) {
+        let index = Index::open(Path::new(&dir), &store_key()).unwrap();
+        return index.compact().unwrap();
+    }
+    for seed in 0..rounds().min(10) {
+        let mut rng = Rng::new(seed);
+        let root = tempfile::tempdir().unwrap();
+        let live = root.path().join("live");
+        let mut state = State::new();
+        let index = Index::open(&live, &store_key()).unwrap();
+        for sequence in 1..=40 {
+            commit(&index, &mut rng, sequence, &mut state);
+            if sequence % 12 == 0 {
+                for space in Space::ALL {
+                    index.space(space).rotate_memtable_and_wait().unwrap();
+                }
+            }
+        }
+        drop(index);
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--test-threads=1"])
+            .arg("index::faults::a_compaction_that_ends_anywhere_leaves_everything")
+            .env(COMPACTED, &live)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .map(Compacting)
+            .unwrap();
+        let mut stops = 0;
+        let status = loop {
+            std::thread::sleep(Duration::from_micros(200 + rng.below(15_000)));
+            if let Some(status) = child.0.try_wait().unwrap() {
+                break status;
+            }
+            if !stop(&child) {
+                continue;
+            }
+            let dir = root.path().join("stopped");
+            copy(&live, &dir);
+            signal(&child, "-CONT");
+            let found = held(&dir).unwrap_or_else(|e| panic!("seed {seed}, stop {stops}: {e}"));
+            assert!(found == state, "seed {seed}, stop {stops}");
+            std::fs::remove_dir_all(&dir).unwrap();
+            stops += 1;
+        };
+        assert!(status.success() && stops > 3, "{status}, {stops} stops");
+        assert!(held(&live).unwrap() == state, "seed {seed}");
+    }
+}
+
+/// The process that compacts. It does not outlive the test.
+struct Compacting(std::process::Child);
+
+impl Drop for Compacting {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn signal(child: &Compacting, name: &str) {
+    let mut kill = std::process::Command::new("kill");
+    let sent = kill.arg(name).arg(child.0.id().to_string()).status();
+    assert!(sent.is_ok());
+}
+
+/// Stops a process with all its threads; false where it has ended.
+fn stop(child: &Compacting) -> bool {
+    signal(child, "-STOP");
+    loop {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.0.id()));
+        let states: Vec<Option<u8>> = tasks
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|task| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+                stat.rsplit_once(") ")?.1.bytes().next()
+            })
+            .collect();
+        if states.iter().any(|s| matches!(s, None | Some(b'Z' | b'X'))) || states.is_empty() {
+            return false;
+        }
+        if states.iter().all(|s| *s == Some(b'T')) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_micros(100));
     }
 }

@@ -218,6 +218,11 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Gives a file or directory another name; durable once its directory was synced.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|e| Error::io("rename", from, e))
+}
+
 /// Bytes of the file system that `dir` lies on, and how many of them are free.
 pub fn room(dir: &Path) -> Result<(u64, u64)> {
     let fs = rustix::fs::statvfs(dir);

@@ -101,7 +101,7 @@ impl Shard {
         }
     }
 
-    /// Reads plaintext `range` of an object. `object_key` is the object's own key, none for an unsealed object.
+    /// Reads plaintext `range` of an object; `Replaced` where it has parts, and they went since it was looked up. `object_key` is the object's own key, none for an unsealed object.
     pub async fn read(
         self: &Rc<Self>,
         found: &Found,
@@ -192,9 +192,7 @@ impl Shard {
             Ok(Some((sequence, _))) if sequence == found.sequence => {
                 Error::corrupt("an object without its part", "index parts")
             }
-            Ok(_) => Error::Overloaded {
-                what: "the object was replaced while it was looked up",
-            },
+            Ok(_) => Error::Replaced,
             Err(e) => e,
         }
     }

@@ -13,7 +13,7 @@ use crate::record::{Data, Encryption, Metadata, Object, Part, Place, Stream, Upl
 use crate::rt;
 use crate::secret::Secret;
 use crate::segment::block::{Head, TailRecord, WrappedKey};
-use crate::segment::writer::{Sink, StreamHead};
+use crate::segment::writer::{Sink, Stored, StreamHead};
 use crate::shard::Shard;
 
 /// What is to be written.
@@ -45,6 +45,8 @@ pub struct PutStream {
     nonce: Option<[u8; 12]>,
     sealer: Option<Sealer>,
     received: u64,
+    /// How much earlier it may end.
+    slack: u64,
     to: To,
 }
 
@@ -60,6 +62,27 @@ impl Shard {
         self: &Rc<Self>,
         target: Target,
         object_key: Option<&Secret>,
+    ) -> Result<PutStream> {
+        self.begin_put(target, object_key, 0).await
+    }
+
+    /// Begins an object that has `target.size` bytes or up to `END_SLACK_BYTES` fewer: [`PutStream::ends_at`] tells. It may have
+    /// more than `OPEN_END_BYTES`, and does not lie in the index.
+    pub async fn put_open_ended(
+        self: &Rc<Self>,
+        target: Target,
+        object_key: Option<&Secret>,
+    ) -> Result<PutStream> {
+        assert!(target.size > limits::INLINE_BYTES_MAX.max(limits::OPEN_END_BYTES));
+        self.begin_put(target, object_key, limits::END_SLACK_BYTES)
+            .await
+    }
+
+    async fn begin_put(
+        self: &Rc<Self>,
+        target: Target,
+        object_key: Option<&Secret>,
+        slack: u64,
     ) -> Result<PutStream> {
         self.bucket(&target.bucket)?;
         check_limits(&target)?;
@@ -112,6 +135,10 @@ impl Shard {
                 encryption,
                 stream: None,
             });
+            let stored = match slack {
+                0 => Stored::Exactly(stored),
+                _ => Stored::AtMost(stored),
+            };
             To::Segments(Box::new(self.writer.begin(head, stored, wrapped).await?))
         };
         Ok(PutStream {
@@ -120,6 +147,7 @@ impl Shard {
             nonce,
             sealer,
             received: 0,
+            slack,
             to,
         })
     }
@@ -155,6 +183,31 @@ fn check_limits(target: &Target) -> Result<()> {
 }
 
 impl PutStream {
+    /// The object has so many bytes. Told once, while more than `OPEN_END_BYTES` of what it may have are not written.
+    pub fn ends_at(&mut self, size: u64) {
+        let by = self.target.size.checked_sub(size);
+        let by = by.filter(|by| *by <= self.slack);
+        let by = by.expect("the end is within what was said");
+        assert!(self.received + limits::OPEN_END_BYTES < self.target.size);
+        let before = self.stored();
+        if let Some(sealer) = &mut self.sealer {
+            sealer.shorten(by);
+        }
+        self.target.size = size;
+        self.slack = 0;
+        let by = before - self.stored();
+        if let To::Segments(sink) = &mut self.to {
+            sink.shorten(by, size);
+        }
+    }
+
+    fn stored(&self) -> u64 {
+        match &self.sealer {
+            Some(sealer) => sealer.sealed_len(),
+            None => self.target.size,
+        }
+    }
+
     /// Takes the next plaintext bytes.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.received += bytes.len() as u64;
@@ -204,6 +257,7 @@ impl PutStream {
     where
         F: Future<Output = Result<Committed>> + 'static,
     {
+        assert_eq!(self.slack, 0, "the end was told");
         if self.received != self.target.size {
             return Err(self.wrong_length());
         }

@@ -100,11 +100,15 @@ impl Dead {
     }
 }
 
-/// The thread that gives space back. What cannot be punched is kept in the index's list for the next start.
+/// The thread that gives space back. What cannot be punched is kept in the index's list for the next start, and tried again where
+/// somebody waits for keys to be gone: none is told that they are while one of them stands.
 pub struct Reclaimer {
     core: Arc<Core>,
     pub messages: Receiver<Message>,
     waiting: Vec<Freed>,
+    unpunched: Vec<Freed>,
+    /// Why what is not even remembered was not punched.
+    given_up: Option<Error>,
     dead: Dead,
     settling: Vec<oneshot::Sender<Result<()>>>,
 }
@@ -115,6 +119,8 @@ impl Reclaimer {
             core,
             messages,
             waiting: Vec::new(),
+            unpunched: Vec::new(),
+            given_up: None,
             dead: Dead {
                 bytes: 0,
                 since: rt::now(),
@@ -177,6 +183,9 @@ impl Reclaimer {
         let (mut ready, mut held): (Vec<Freed>, Vec<Freed>) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|f| f.reader.is_none_or(|r| !core.is_read(r)));
+        for freed in ready.iter().filter(|f| f.freed.is_some()) {
+            core.segments.left(&freed.extents);
+        }
         ready.extend(
             held.iter_mut()
                 .filter_map(|f| f.key.take())
@@ -189,13 +198,24 @@ impl Reclaimer {
                 }),
         );
         self.waiting = held;
+        if !self.settling.is_empty() {
+            ready.append(&mut self.unpunched);
+        }
         let punched = if ready.is_empty() {
             Ok(())
         } else {
-            punch(core, ready)
+            punch(core, ready).map_err(|(left, error)| {
+                self.unpunched.extend(left);
+                if self.unpunched.len() > limits::UNPUNCHED_MAX {
+                    self.unpunched.truncate(limits::UNPUNCHED_MAX);
+                    self.given_up = Some(error.clone());
+                }
+                error
+            })
         };
         if !self.settling.is_empty() && !closing {
             let done = punched
+                .and_then(|()| self.given_up.clone().map_or(Ok(()), Err))
                 .and_then(|()| disk::sync_dir(core.segments.dir()))
                 .and_then(|()| self.dead.compact(core));
             for reply in self.settling.drain(..) {
@@ -229,8 +249,8 @@ fn has_room(core: &Core) -> bool {
     }
 }
 
-/// Punches what can be; the first failure is returned once everything was tried.
-fn punch(core: &Arc<Core>, ready: Vec<Freed>) -> Result<()> {
+/// Punches what can be; what could not be is returned, with the first failure, once everything was tried.
+fn punch(core: &Arc<Core>, mut ready: Vec<Freed>) -> std::result::Result<(), (Vec<Freed>, Error)> {
     // In order, so that the same faults meet the same files whenever a run is repeated.
     let mut files: BTreeMap<u64, Option<PlainFile>> = BTreeMap::new();
     let mut failed: BTreeMap<u64, Error> = BTreeMap::new();
@@ -241,9 +261,6 @@ fn punch(core: &Arc<Core>, ready: Vec<Freed>) -> Result<()> {
         }
         error
     };
-    for freed in ready.iter().filter(|f| f.freed.is_some()) {
-        core.segments.left(&freed.extents);
-    }
     for freed in &ready {
         for extent in &freed.extents {
             core.cache.forget(extent);
@@ -307,5 +324,12 @@ fn punch(core: &Arc<Core>, ready: Vec<Freed>) -> Result<()> {
     if !done.is_empty() {
         core.commit_and_forget(Op::Reclaimed(done));
     }
-    failed.into_values().next().map_or(Ok(()), Err)
+    for freed in &mut ready {
+        freed.extents.retain(|e| failed.contains_key(&e.segment));
+    }
+    ready.retain(|freed| !freed.extents.is_empty());
+    match failed.into_values().next() {
+        None => Ok(()),
+        Some(error) => Err((ready, error)),
+    }
 }

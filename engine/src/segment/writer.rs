@@ -123,9 +123,13 @@ impl Writer {
     pub async fn begin(
         self: &Rc<Self>,
         head: StreamHead,
-        stored: u64,
+        stored: Stored,
         wrapped: Option<WrappedKey>,
     ) -> Result<Sink> {
+        let (stored, open_ended) = match stored {
+            Stored::Exactly(bytes) => (bytes, false),
+            Stored::AtMost(bytes) => (bytes, true),
+        };
         let slot = crate::shard::within(limits::SLOT_WAIT, self.uploads.acquire_static_permit(1))
             .await
             .ok_or(Error::Overloaded {
@@ -147,6 +151,7 @@ impl Writer {
             left: stored,
             wrapped,
             key_extent: None,
+            open_ended,
             extents: Vec::new(),
             current: None,
             writes: VecDeque::new(),
@@ -357,6 +362,14 @@ impl Drop for OpenExtent {
     }
 }
 
+/// How many bytes a stream stores.
+#[derive(Debug, Clone, Copy)]
+pub enum Stored {
+    Exactly(u64),
+    /// Its end is told on the way.
+    AtMost(u64),
+}
+
 /// What the heads of a stream's extents say.
 #[derive(Debug, Clone)]
 pub struct StreamHead {
@@ -374,6 +387,8 @@ pub struct Sink {
     /// The wrapped key that goes in front of the first extent.
     wrapped: Option<WrappedKey>,
     key_extent: Option<Extent>,
+    /// The stream may end earlier: heads, which tell its size, are written last, and every extent can take the last tail.
+    open_ended: bool,
     extents: Vec<Extent>,
     current: Option<Current>,
     writes: VecDeque<Task<Result<()>>>,
@@ -439,6 +454,18 @@ impl Sink {
         Ok(())
     }
 
+    /// The stream ends `by` stored bytes earlier and has so many plaintext bytes. The end lies behind what was taken.
+    pub fn shorten(&mut self, by: u64, size: u64) {
+        assert!(self.open_ended);
+        let unplaced = self.left.min(by);
+        self.left -= unplaced;
+        if let Some(current) = &mut self.current {
+            current.missing -= by - unplaced;
+            current.bytes -= by - unplaced;
+        }
+        self.head.head.size = size;
+    }
+
     /// Writes the last tail with the stream's record and waits until all of it is on disk. `record` gets the place of the
     /// stream's first extent's key.
     pub async fn finish(&mut self, record: TailRecord) -> Result<()> {
@@ -449,6 +476,9 @@ impl Sink {
         self.close_extent(Some(record)).await?;
         while !self.writes.is_empty() {
             self.reap().await?;
+        }
+        if self.open_ended {
+            self.write_heads().await?;
         }
         for active in &self.files {
             self.writer.sync(active).await?;
@@ -478,7 +508,10 @@ impl Sink {
         let bytes = self.left.min(full);
         let last = bytes == self.left;
         let data = bytes.div_ceil(SECTOR as u64) as u32;
-        let tail = if last { self.tail_sectors() } else { 1 };
+        let tail = match last || self.open_ended {
+            true => self.tail_sectors(),
+            false => 1,
+        };
         let head = block::sectors_for(crate::record::encode(&self.head.head).len() + 64);
         let key = match &self.wrapped {
             Some(wrapped) => key_sectors(wrapped)?,
@@ -497,6 +530,7 @@ impl Sink {
         // From here on a failure gives the extent back.
         self.extents.push(extent);
         let mut buffer = self.writer.take_buffer(&active.file, run.sectors);
+        let mut position = run.start;
         let mut filled = 0;
         if let Some(wrapped) = self.wrapped.take() {
             self.writer.core.segments.open(self.writer.shard, &extent);
@@ -518,9 +552,22 @@ impl Sink {
         }
         self.head.head.number = self.extents.len() as u32 - 1;
         let lead = head as usize * SECTOR;
-        let out = &mut buffer.as_bytes_mut()[filled..filled + lead];
-        self.writer
-            .seal_block(Kind::Head, &extent, extent.start, &self.head.head, out)?;
+        if self.open_ended {
+            if filled > 0 {
+                let mut block = active.file.buffer(filled);
+                block
+                    .as_bytes_mut()
+                    .copy_from_slice(&buffer.as_bytes_mut()[..filled]);
+                active.file.write(Rc::new(block), run.start).await?;
+                filled = 0;
+            }
+            position = extent.start + head;
+        } else {
+            let out = &mut buffer.as_bytes_mut()[filled..filled + lead];
+            self.writer
+                .seal_block(Kind::Head, &extent, extent.start, &self.head.head, out)?;
+            filled += lead;
+        }
         self.left -= bytes;
         if !self.files.iter().any(|f| f.id == active.id) {
             self.files.push(Rc::clone(&active));
@@ -529,8 +576,8 @@ impl Sink {
             active,
             extent,
             buffer,
-            filled: filled + lead,
-            position: run.start,
+            filled,
+            position,
             bytes,
             missing: bytes,
         });
@@ -543,14 +590,20 @@ impl Sink {
 
     /// Pads the data to a sector, adds the tail, and sends out what is left.
     async fn close_extent(&mut self, record: Option<TailRecord>) -> Result<()> {
-        let sectors = if record.is_some() {
-            self.tail_sectors()
-        } else {
-            1
+        let needed = match record.is_some() {
+            true => self.tail_sectors(),
+            false => 1,
         };
-        let tail_bytes = sectors as usize * SECTOR;
         let current = self.current.as_mut().expect("an extent is open");
         let padded = current.filled.next_multiple_of(SECTOR);
+        let position = current.position + (padded / SECTOR) as u32;
+        // What the extent has to spare is zero behind its tail.
+        let sectors = current.extent.start + current.extent.sectors - position;
+        assert!(
+            sectors == needed || self.open_ended && sectors > needed,
+            "the tail ends the extent"
+        );
+        let tail_bytes = sectors as usize * SECTOR;
         current.buffer.as_bytes_mut()[current.filled..padded].fill(0);
         current.filled = padded;
         if padded + tail_bytes > current.buffer.len() {
@@ -563,19 +616,28 @@ impl Sink {
             bytes: current.bytes,
             record,
         };
-        let position = current.extent.start + current.extent.sectors - sectors;
         let at = current.filled;
-        assert_eq!(
-            position,
-            current.position + (at / SECTOR) as u32,
-            "the tail ends the extent"
-        );
         let out = &mut current.buffer.as_bytes_mut()[at..at + tail_bytes];
         self.writer
             .seal_block(Kind::Tail, &current.extent, position, &tail, out)?;
         current.filled += tail_bytes;
         self.flush().await?;
         self.current = None;
+        Ok(())
+    }
+
+    /// Writes the heads that were left out.
+    async fn write_heads(&mut self) -> Result<()> {
+        for (number, extent) in self.extents.iter().enumerate() {
+            self.head.head.number = number as u32;
+            let active = self.files.iter().find(|f| f.id == extent.segment);
+            let file = &active.expect("a file that was written").file;
+            let mut buffer = file.buffer(usize::from(extent.lead) * SECTOR);
+            let out = buffer.as_bytes_mut();
+            self.writer
+                .seal_block(Kind::Head, extent, extent.start, &self.head.head, out)?;
+            file.write(Rc::new(buffer), extent.start).await?;
+        }
         Ok(())
     }
 

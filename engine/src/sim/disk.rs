@@ -55,11 +55,13 @@ enum Change {
     Made,
     /// The file lies there now.
     Removed(PathBuf),
+    /// It had this name.
+    Renamed(PathBuf),
 }
 
 impl Change {
     fn is_name(&self) -> bool {
-        matches!(self, Change::Made | Change::Removed(_))
+        matches!(self, Change::Made | Change::Removed(_) | Change::Renamed(_))
     }
 }
 
@@ -146,6 +148,10 @@ impl Disk {
     pub fn crash(&mut self, rng: &mut Rng) {
         // All of it, nothing, whole writes, or blocks.
         let kind = rng.below(4);
+        // Names change in order.
+        let is_rename = |p: &&Pending| matches!(p.change, Change::Renamed(_));
+        let renames = self.pending.iter().filter(is_rename).count() as u64;
+        let mut lost = rng.below(renames + 1);
         for pending in std::mem::take(&mut self.pending).into_iter().rev() {
             let whole = match kind {
                 0 => true,
@@ -161,6 +167,12 @@ impl Disk {
                 Change::Removed(to) => std::fs::remove_file(to).expect("it was moved there"),
                 Change::Len(old) if whole => open(path).set_len(old).expect("it is cut"),
                 Change::Made | Change::Len(_) => {}
+                Change::Renamed(from) => {
+                    if lost > 0 {
+                        std::fs::rename(path, from).expect("it was renamed");
+                        lost -= 1;
+                    }
+                }
                 Change::Bytes { at, len, old } => {
                     let old = old.unwrap_or_else(|| vec![0; len]);
                     let file = open(path);
@@ -537,6 +549,14 @@ pub fn remove(path: &Path) -> Result<()> {
         disk.taken.remove(path);
         disk.pend(path, Change::Removed(to), true);
     }
+    Ok(())
+}
+
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    alive(14, "rename", from)?;
+    std::fs::rename(from, to).map_err(|e| Error::io("rename", from, e))?;
+    let change = Change::Renamed(from.to_path_buf());
+    here().disk.borrow_mut().pend(to, change, true);
     Ok(())
 }
 

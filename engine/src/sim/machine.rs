@@ -13,6 +13,8 @@ use crate::secret::Secret;
 use crate::segment::reclaim::Message;
 use crate::{DataDir, EngineOptions, Shard, limits};
 
+pub const STORE_KEY: [u8; 32] = [9; 32];
+
 /// A machine with a data directory, and how its store is opened.
 pub struct Machine {
     pub world: Rc<World>,
@@ -57,7 +59,7 @@ impl Machine {
 
     /// Opens the store; none where the machine stopped meanwhile.
     pub fn open(&self) -> Option<Result<Store>> {
-        let key = Secret::new([9; 32]);
+        let key = Secret::new(STORE_KEY);
         let opened = Opened::new(&self.dir, &key, &self.options, self.segment_sectors);
         if self.world.is_down() {
             return None;

@@ -404,14 +404,36 @@ impl Model {
             encryption: version.sealed.then(|| encryption(version.id, 0)),
             part: None,
         };
-        let mut stream = shard.put(target, version.secret().as_ref()).await?;
+        let secret = version.secret();
         let bytes = version.bytes();
+        let open_ended = bytes.len() as u64 > 2 * limits::OPEN_END_BYTES && self.world.one_in(3);
+        let (mut stream, told_from) = if open_ended {
+            let slack = self.world.below(limits::END_SLACK_BYTES + 1);
+            let target = Target {
+                size: target.size + slack,
+                ..target
+            };
+            let told_from = target.size - limits::OPEN_END_BYTES - 1;
+            let told_from = told_from - self.world.below(told_from) * self.world.below(2);
+            let stream = shard.put_open_ended(target, secret.as_ref()).await?;
+            (stream, Some(told_from as usize))
+        } else {
+            (shard.put(target, secret.as_ref()).await?, None)
+        };
         let piece = 1 + self.world.below(200_000) as usize;
         let sent = match fate {
             Fate::Abandon => self.world.below(bytes.len() as u64 + 1) as usize,
             _ => bytes.len(),
         };
-        for piece in bytes[..sent].chunks(piece) {
+        let told = told_from.filter(|at| *at <= sent);
+        let (before, after) = bytes[..sent].split_at(told.unwrap_or(0));
+        for piece in before.chunks(piece) {
+            stream.write(piece).await?;
+        }
+        if told.is_some() {
+            stream.ends_at(bytes.len() as u64);
+        }
+        for piece in after.chunks(piece) {
             stream.write(piece).await?;
             if self.world.one_in(3) {
                 self.pause().await;
@@ -657,8 +679,8 @@ impl Model {
             .read(&found, wanted.clone(), version.secret().as_ref())
             .await;
         let mut stream = match stream {
-            // Its parts went with it; a client asks again.
-            Err(Error::Overloaded { .. }) if self.slots.borrow()[key].changes != changes => {
+            // Its parts went with it: to be looked up again.
+            Err(Error::Replaced) if self.slots.borrow()[key].changes != changes => {
                 return Ok(());
             }
             stream => stream?,

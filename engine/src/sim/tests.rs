@@ -2,16 +2,20 @@
 
 #![cfg(test)]
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::machine::{Machine, Store};
+use super::machine::{Machine, STORE_KEY, Store};
 use super::model::{BUCKET, End, Fate, Model, Op};
 use super::rt::{sleep, spawn};
 use super::{Faults, Rng, World};
 use crate::error::Error;
+use crate::index::rebuild::{Recovery, rebuild};
 use crate::limits;
+use crate::secret::Secret;
+use crate::segment::survey::survey;
 
 /// What kind of misfortune a seed is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,8 @@ struct Run {
     model: Rc<Model>,
     kind: Kind,
     calm: Faults,
+    /// After a recovery space that no record names stays taken.
+    recovered: Cell<bool>,
 }
 
 /// Several lives of one store; the trace of all that happened.
@@ -92,6 +98,7 @@ fn run(seed: u64) -> u64 {
             room: faults(kind).room,
             ..Faults::default()
         },
+        recovered: Cell::new(false),
     };
     for _ in 0..2 + world.below(4) {
         if let Ended::Told = run.life() {
@@ -210,7 +217,7 @@ impl Run {
     }
 
     fn compare_space(&self, store: &Store) {
-        if !self.model.rotten.get() {
+        if !self.model.rotten.get() && !self.recovered.get() {
             self.model.compare_space(store);
         }
     }
@@ -258,6 +265,94 @@ impl Run {
     }
 }
 
+/// What happens to an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Damage {
+    Lost,
+    /// A state from before some operations.
+    Older,
+    None,
+}
+
+/// Some lives of one store whose index comes to harm after each, and is recovered, through crashes too. All was copied to
+/// segments before, so nothing may be missing.
+fn recovered(seed: u64) {
+    let mut machine = Machine::new(seed);
+    let world = Rc::clone(&machine.world);
+    machine.options.shards = 1 + world.below(2) as usize;
+    if world.one_in(2) {
+        machine.segment_sectors = 60 + world.below(600) as u32;
+    }
+    let run = Run {
+        model: Model::new(&world, 2 + world.below(6) as usize),
+        machine,
+        kind: Kind::Crashes,
+        calm: Faults::default(),
+        recovered: Cell::new(false),
+    };
+    let index = run.machine.dir.index_dir();
+    for _ in 0..1 + world.below(3) {
+        let store = run.start().expect("nothing is damaged");
+        run.work(&store).expect("no crash");
+        let older = world.trees.borrow_mut().held(&index);
+        run.work(&store).expect("no crash");
+        run.settle(&store).expect("no crash");
+        if world.one_in(2) {
+            run.machine.close(store).expect("no crash");
+        } else {
+            world.stop();
+            drop(store);
+            run.restart();
+        }
+        let damage = match world.below(4) {
+            0 | 1 => Damage::Lost,
+            2 => Damage::Older,
+            _ => Damage::None,
+        };
+        match damage {
+            Damage::Lost => {
+                std::fs::remove_dir_all(&index).expect("it is there");
+                let opened = run.machine.open().expect("no crash");
+                let refused = opened.err().expect("there is no index");
+                assert!(matches!(refused, Error::Unusable(_)), "{refused}");
+            }
+            Damage::Older => world.trees.borrow_mut().put_back(&index, older),
+            Damage::None => {}
+        }
+        let done = run.recover();
+        assert!(!(damage == Damage::Lost && done.was_whole));
+        if !done.was_whole {
+            run.recovered.set(true);
+        }
+        assert_eq!(done.lost, 0, "{damage:?}");
+    }
+    let store = run.start().expect("nothing is damaged");
+    run.work(&store).expect("no crash");
+    run.settle(&store).expect("no crash");
+    run.machine.close(store).expect("no crash");
+    run.start().expect("nothing is damaged");
+}
+
+impl Run {
+    /// Recovers the index; a recovery that was cut off is begun again.
+    fn recover(&self) -> Recovery {
+        let world = self.world();
+        loop {
+            if world.one_in(2) {
+                world.crash_in(1 + world.below(150));
+            }
+            let key = Secret::new(STORE_KEY);
+            let done = rebuild(&self.machine.dir, &key, &|_| {});
+            if world.is_down() {
+                self.restart();
+                continue;
+            }
+            world.crash_in(0);
+            return done.expect("nothing stands in its way");
+        }
+    }
+}
+
 fn long() -> bool {
     std::env::var_os("STRONGROOM_TEST_LONG").is_some()
 }
@@ -287,6 +382,15 @@ fn nothing_acknowledged_is_lost_and_nothing_read_is_wrong() {
             seed,
             || run(seed),
         );
+    }
+}
+
+#[test]
+fn a_recovered_index_has_all_that_was_copied() {
+    for seed in seeds(60, 5000) {
+        told("a_recovered_index_has_all_that_was_copied", seed, || {
+            recovered(seed)
+        });
     }
 }
 
@@ -338,6 +442,7 @@ fn stopped_at(event: u64, luck: u64) -> bool {
         machine,
         kind: Kind::Crashes,
         calm: Faults::default(),
+        recovered: Cell::new(false),
     };
     let world = Rc::clone(run.world());
     let store = run.machine.open().expect("no crash").expect("a new store");
@@ -389,6 +494,7 @@ fn a_disk_that_lies_is_found_out() {
                 lie: 1000,
                 ..Faults::default()
             },
+            recovered: Cell::new(false),
         };
         for _ in 0..3 {
             let store = run.start().expect("nothing is damaged");
@@ -425,6 +531,7 @@ fn a_failed_sync_ends_the_process() {
             machine,
             kind: Kind::Errors,
             calm: none,
+            recovered: Cell::new(false),
         };
         run.model.faulty.set(true);
         let store = run.start().expect("nothing is damaged");
@@ -448,5 +555,61 @@ fn a_failed_sync_ends_the_process() {
         );
         drop(store);
         run.start().expect("nothing is damaged");
+    }
+}
+
+/// The keys that lie in segments.
+fn wrapped_keys(store: &Store) -> usize {
+    let found = survey(store.core.segments.dir(), &store.core.blocks);
+    found.expect("segments can be read").keys.len()
+}
+
+/// Where an old key could not be punched nobody is told that it is gone, then or by asking again, until it is.
+#[test]
+fn a_key_that_was_not_punched_is_not_said_to_be_gone() {
+    for waits in [false, true] {
+        let machine = Machine::new(5);
+        let world = Rc::clone(&machine.world);
+        let run = Run {
+            model: Model::new(&world, 1),
+            machine,
+            kind: Kind::Errors,
+            calm: Faults::default(),
+            recovered: Cell::new(false),
+        };
+        run.model.faulty.set(true);
+        let store = run.start().expect("nothing is damaged");
+        let shard = Rc::clone(&store.shards[0]);
+        let perform = |op| {
+            let done = world.run(Rc::clone(&run.model).perform(Rc::clone(&shard), op));
+            done.expect("no crash");
+        };
+        let settle = || {
+            let shard = Rc::clone(&shard);
+            let settled = world.run(async move { shard.settle_erasure().await });
+            settled.expect("no crash")
+        };
+        perform(Op::Put {
+            key: 0,
+            size: 90_000,
+            sealed: true,
+            fate: Fate::Commit,
+        });
+        world.faults.set(Faults {
+            free: 1000,
+            ..Faults::default()
+        });
+        perform(Op::Rewrap(0));
+        if waits {
+            // It is tried, in vain, before anybody asks.
+            world.run(sleep(Duration::from_secs(1))).expect("no crash");
+        }
+        for _ in 0..2 {
+            settle().expect_err("the old key cannot be punched");
+            assert_eq!(wrapped_keys(&store), 2);
+        }
+        world.faults.set(Faults::default());
+        settle().expect("nothing fails any more");
+        assert_eq!(wrapped_keys(&store), 1);
     }
 }

@@ -5,21 +5,27 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Deref, RangeBounds};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fjall::{PersistMode, Slice, UserKey, UserValue};
 
 use super::{Rng, world};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::index::Space;
 
-/// The stand-ins of a machine, by the directory they are for.
+/// The stand-ins of a machine, by number. A file in the directory that a stand-in is for holds its number, and goes with the
+/// directory wherever that is moved, linked or copied.
 #[derive(Default)]
-pub struct Trees(BTreeMap<PathBuf, Shared>);
+pub struct Trees(Vec<Shared>);
+
+const NUMBER: &str = "stand-in";
 
 type Shared = Arc<Mutex<Stored>>;
 type Name = (usize, Vec<u8>);
+
+/// All entries of a stand-in.
+pub struct Held(BTreeMap<Name, Slice>);
 
 #[derive(Default)]
 pub struct Stored {
@@ -30,7 +36,7 @@ pub struct Stored {
 
 impl Trees {
     pub fn crash(&mut self, rng: &mut Rng) {
-        for tree in self.0.values() {
+        for tree in &self.0 {
             let mut tree = lock(tree);
             let kept = rng.below(tree.unsynced.len() as u64 + 1) as usize;
             for undo in tree.unsynced.split_off(kept).into_iter().rev() {
@@ -42,9 +48,34 @@ impl Trees {
         }
     }
 
+    fn of(&mut self, dir: &Path) -> Result<Shared> {
+        let failed = |e| Error::io("open", dir, e);
+        let file = dir.join(NUMBER);
+        if let Ok(number) = std::fs::read_to_string(&file) {
+            let number: usize = number.parse().expect("written here");
+            return Ok(Arc::clone(&self.0[number]));
+        }
+        std::fs::create_dir_all(dir.join("keyspaces")).map_err(failed)?;
+        std::fs::write(file, self.0.len().to_string()).map_err(failed)?;
+        self.0.push(Shared::default());
+        Ok(Arc::clone(self.0.last().expect("just made")))
+    }
+
+    /// What a stand-in holds.
+    pub fn held(&mut self, dir: &Path) -> Held {
+        let tree = self.of(dir).expect("it is there");
+        Held(lock(&tree).all.clone())
+    }
+
+    /// Puts an older state back.
+    pub fn put_back(&mut self, dir: &Path, held: Held) {
+        let tree = self.of(dir).expect("it is there");
+        lock(&tree).all = held.0;
+    }
+
     /// Changes one bit of a value.
     pub fn rot(&mut self, rng: &mut Rng) {
-        for tree in self.0.values() {
+        for tree in &self.0 {
             let mut tree = lock(tree);
             let at = rng.below(tree.all.len() as u64) as usize;
             if let Some((name, value)) = tree.all.iter().nth(at) {
@@ -89,10 +120,9 @@ pub fn open(dir: &Path) -> Result<(Database, [Keyspace; Space::ALL.len()])> {
         let (db, spaces) = crate::index::open_tree(dir)?;
         return Ok((Database::Fjall(db), spaces.map(Keyspace::Fjall)));
     };
-    let mut trees = world.trees.borrow_mut();
-    let tree = trees.0.entry(dir.to_path_buf()).or_default();
-    let spaces = std::array::from_fn(|n| Keyspace::StandIn(n, Arc::clone(tree)));
-    Ok((Database::StandIn(Arc::clone(tree)), spaces))
+    let tree = world.trees.borrow_mut().of(dir)?;
+    let spaces = std::array::from_fn(|n| Keyspace::StandIn(n, Arc::clone(&tree)));
+    Ok((Database::StandIn(tree), spaces))
 }
 
 impl Database {
@@ -108,6 +138,13 @@ impl Database {
                 changes: Vec::new(),
                 sync: false,
             },
+        }
+    }
+
+    pub fn persist(&self, mode: PersistMode) -> fjall::Result<()> {
+        match self {
+            Database::Fjall(db) => db.persist(mode),
+            Database::StandIn(_) => self.batch().durability(Some(mode)).commit(),
         }
     }
 
@@ -155,6 +192,44 @@ impl Keyspace {
                 Ok(lock(tree).all.get(&name).cloned())
             }
         }
+    }
+
+    pub fn contains_key<K: AsRef<[u8]>>(&self, key: K) -> fjall::Result<bool> {
+        match self {
+            Keyspace::Fjall(space) => space.contains_key(key),
+            Keyspace::StandIn(..) => Ok(self.get(key)?.is_some()),
+        }
+    }
+
+    pub fn insert<K: Into<UserKey>, V: Into<UserValue>>(
+        &self,
+        key: K,
+        value: V,
+    ) -> fjall::Result<()> {
+        match self {
+            Keyspace::Fjall(space) => space.insert(key, value),
+            Keyspace::StandIn(..) => self.alone(key.into(), Some(value.into())),
+        }
+    }
+
+    pub fn remove<K: Into<UserKey>>(&self, key: K) -> fjall::Result<()> {
+        match self {
+            Keyspace::Fjall(space) => space.remove(key),
+            Keyspace::StandIn(..) => self.alone(key.into(), None),
+        }
+    }
+
+    /// A batch of one change.
+    fn alone(&self, key: UserKey, value: Option<UserValue>) -> fjall::Result<()> {
+        let Keyspace::StandIn(n, tree) = self else {
+            unreachable!("asked of a stand-in")
+        };
+        let batch = OwnedWriteBatch::StandIn {
+            tree: Arc::clone(tree),
+            changes: vec![((*n, key.to_vec()), value)],
+            sync: false,
+        };
+        batch.commit()
     }
 
     pub fn range<'a, K: AsRef<[u8]> + 'a, R: RangeBounds<K> + 'a>(&'a self, range: R) -> Iter {

@@ -2,7 +2,7 @@
 //! is handed on as it comes.
 //!
 //! A state machine without input or output. Whoever drives it feeds frames to [`Head`] until the file begins, and then to [`File`].
-//! What follows the file is dropped: S3 wants the file last. Boundaries are found across frames of any size.
+//! What follows the file is dropped: S3 reads no field behind it. Boundaries are found across frames of any size.
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, header};
@@ -199,7 +199,7 @@ impl File {
         }
     }
 
-    /// The file's length in a body of `total` bytes, if nothing follows it.
+    /// The file's length in a body of `total` bytes, at most: it has as much if nothing follows it.
     pub fn length_within(&self, total: u64) -> Option<u64> {
         let end = self.delimiter.needle().len() + b"--\r\n".len();
         total.checked_sub(self.head_bytes + end as u64)

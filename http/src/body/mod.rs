@@ -19,6 +19,7 @@ pub mod upload;
 use http::HeaderMap;
 use s3s::{S3Error, S3ErrorCode};
 
+use crate::error::element;
 pub use upload::{Upload, gather};
 
 /// How a request's body is written, and what vouches for it.
@@ -100,6 +101,11 @@ pub enum BodyError {
     /// What stands in front of a form's file is too much.
     #[error("Your POST request fields preceding the upload file were too large.")]
     FormTooLarge,
+    /// The file of a form is not as long as its policy wants.
+    #[error("Your proposed upload exceeds the maximum allowed size")]
+    LargerThanAllowed { length: u64, max: u64 },
+    #[error("Your proposed upload is smaller than the minimum allowed size")]
+    SmallerThanAllowed { length: u64, min: u64 },
     /// Nothing came for too long.
     #[error(
         "Your socket connection to the server was not read from or written to within the timeout period."
@@ -126,6 +132,8 @@ impl BodyError {
             Self::Trailer => custom(b"MalformedTrailerError"),
             Self::Form(_) => custom(b"MalformedPOSTRequest"),
             Self::FormTooLarge => custom(b"MaxPostPreDataLengthExceeded"),
+            Self::LargerThanAllowed { .. } => S3ErrorCode::EntityTooLarge,
+            Self::SmallerThanAllowed { .. } => S3ErrorCode::EntityTooSmall,
             Self::Stalled => S3ErrorCode::RequestTimeout,
         }
     }
@@ -137,7 +145,13 @@ impl From<BodyError> for S3Error {
         let status = code.status_code();
         let mut out = S3Error::with_message(code, error.to_string());
         out.set_status_code(status.unwrap_or(http::StatusCode::BAD_REQUEST));
-        out
+        let (length, bound, allowed) = match error {
+            BodyError::LargerThanAllowed { length, max } => (length, "MaxSizeAllowed", max),
+            BodyError::SmallerThanAllowed { length, min } => (length, "MinSizeAllowed", min),
+            _ => return out,
+        };
+        let out = element(out, "ProposedSize", &length.to_string());
+        element(out, bound, &allowed.to_string())
     }
 }
 
@@ -186,6 +200,8 @@ mod tests {
             BodyError::Trailer,
             BodyError::Form("x"),
             BodyError::FormTooLarge,
+            BodyError::LargerThanAllowed { length: 2, max: 1 },
+            BodyError::SmallerThanAllowed { length: 1, min: 2 },
             BodyError::Stalled,
             BodyError::Connection,
         ] {

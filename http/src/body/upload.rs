@@ -6,7 +6,9 @@
 //! thread of its connection.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -25,9 +27,24 @@ use super::sigv4::{Authorization, ChunkSigner, SigningKey};
 use super::{BodyError, Payload};
 use crate::conn::rt::Stall;
 use crate::limits;
+use strongroom_engine::OPEN_END_BYTES;
 
 /// A request body as it comes from the connection.
 pub type Source = Pin<Box<dyn Body<Data = Bytes, Error = hyper::Error>>>;
+
+/// The file of a form. Its length is known only at its end; the last bytes it may have are held back until then, so that whoever
+/// takes it hears of its length while more than `OPEN_END_BYTES` of what was announced are to come.
+struct FormFile {
+    file: File,
+    /// What it may have at most, where that is known.
+    announced: Option<u64>,
+    /// What the form's policy allows.
+    allowed: RangeInclusive<u64>,
+    passed: u64,
+    held: VecDeque<Bytes>,
+    length: Option<u64>,
+    told: bool,
+}
 
 /// The body of a `PutObject`, `UploadPart` or form upload, decoded. Clones are the same body.
 #[derive(Clone)]
@@ -53,11 +70,7 @@ enum Codec {
         hash: Option<(Sha256, [u8; 32])>,
     },
     Chunked(Box<Decoder>),
-    /// The file of a form; `left` is what is still to come of it, where that is known.
-    Form {
-        file: Box<File>,
-        left: Option<u64>,
-    },
+    Form(Box<FormFile>),
     /// The headers make no sense together; the S3 layer will mostly have said so first.
     Refused(BodyError),
 }
@@ -68,9 +81,25 @@ impl Upload {
         extensions.get::<Self>().cloned()
     }
 
-    /// The object's length, as announced.
+    /// The object's length, as announced; at most so much where the body is open-ended.
     pub fn decoded_length(&self) -> Option<u64> {
         self.0.length
+    }
+
+    /// Whether the announced length is only what it has at most.
+    pub fn is_open_ended(&self) -> bool {
+        self.0.length.is_some() && matches!(self.0.state.borrow().codec, Codec::Form(_))
+    }
+
+    /// The length of an open-ended body, told once, after the piece that was asked for last and before it is handed on.
+    pub fn take_end(&self) -> Option<u64> {
+        match &mut self.0.state.borrow_mut().codec {
+            Codec::Form(form) if !form.told => {
+                form.told = form.length.is_some();
+                form.length
+            }
+            _ => None,
+        }
     }
 
     /// The next piece of data; `None` at the end of a body that was all it promised to be. After an
@@ -93,7 +122,7 @@ impl Upload {
             None => {
                 state.ended = Some(Ok(()));
                 // What follows the file of a form is left for others to drop.
-                if !matches!(state.codec, Codec::Form { .. }) {
+                if !matches!(state.codec, Codec::Form(_)) {
                     state.source = None;
                 }
             }
@@ -135,13 +164,24 @@ impl Upload {
         }
     }
 
-    /// The file of a form, which goes on in `source`. `length` is what it has to be, if that is known.
-    pub(crate) fn of_form(source: Source, file: File, length: Option<u64>) -> Self {
-        let codec = Codec::Form {
-            file: Box::new(file),
-            left: length,
+    /// The file of a form, which goes on in `source`. It has `length` bytes at most, if that is known, and may have as many as
+    /// `allowed`.
+    pub(crate) fn of_form(
+        source: Source,
+        file: File,
+        length: Option<u64>,
+        allowed: RangeInclusive<u64>,
+    ) -> Self {
+        let form = FormFile {
+            file,
+            announced: length,
+            allowed,
+            passed: 0,
+            held: VecDeque::new(),
+            length: None,
+            told: false,
         };
-        Self::with(length, source, codec)
+        Self::with(length, source, Codec::Form(Box::new(form)))
     }
 
     /// A body that is there already.
@@ -193,10 +233,10 @@ impl State {
             {
                 return Poll::Ready(Some(data));
             }
-            if let Codec::Form { file, left } = &mut self.codec {
-                match form_data(file, left) {
+            if let Codec::Form(form) = &mut self.codec {
+                match form.decode().transpose() {
                     Some(data) => return Poll::Ready(Some(data)),
-                    None if file.ended() => return Poll::Ready(self.finish().err().map(Err)),
+                    None if form.length.is_some() => return Poll::Ready(None),
                     None => {}
                 }
             }
@@ -233,7 +273,7 @@ impl State {
                             return Poll::Ready(Some(Ok(data)));
                         }
                         Codec::Chunked(decoder) => decoder.feed(data),
-                        Codec::Form { file, .. } => file.feed(data),
+                        Codec::Form(form) => form.file.feed(data),
                         Codec::Refused(error) => return Poll::Ready(Some(Err(error.clone()))),
                     }
                 }
@@ -258,29 +298,62 @@ impl State {
                 None => Ok(()),
             },
             Codec::Chunked(decoder) => decoder.finish(),
-            Codec::Form { file, .. } if !file.ended() => Err(BodyError::Incomplete),
-            Codec::Form {
-                left: Some(1..), ..
-            } => Err(NOT_LAST),
-            Codec::Form { .. } => Ok(()),
+            // Its end was not seen.
+            Codec::Form(_) => Err(BodyError::Incomplete),
             Codec::Refused(error) => Err(error.clone()),
         }
     }
 }
 
-/// A form whose file is larger than what is gathered, and not at its end.
-const NOT_LAST: BodyError = BodyError::Form("the file is not its last field");
-
-/// The next piece of a form's file.
-fn form_data(file: &mut File, left: &mut Option<u64>) -> Option<Result<Bytes, BodyError>> {
-    let data = file.decode()?;
-    let length = data.len() as u64;
-    match left {
-        Some(left) if length > *left => return Some(Err(NOT_LAST)),
-        Some(left) => *left -= length,
-        None => {}
+impl FormFile {
+    /// The next piece; none where another frame is needed, or at the end.
+    fn decode(&mut self) -> Result<Option<Bytes>, BodyError> {
+        let free = match self.announced {
+            Some(most) => most.saturating_sub(OPEN_END_BYTES + 1),
+            None => u64::MAX,
+        };
+        while self.length.is_none()
+            && let Some(mut data) = self.file.decode()
+        {
+            let now = free.saturating_sub(self.passed).min(data.len() as u64);
+            let later = data.split_off(now as usize);
+            if !later.is_empty() {
+                self.held.push_back(later);
+            }
+            if self.file.ended() {
+                self.end(now)?;
+            }
+            if !data.is_empty() {
+                self.passed += now;
+                return Ok(Some(data));
+            }
+        }
+        if self.length.is_none() && self.file.ended() {
+            self.end(0)?;
+        }
+        Ok(self.length.and_then(|_| self.held.pop_front()))
     }
-    Some(Ok(data))
+
+    /// Its length is what was passed on, `now`, and what is held.
+    fn end(&mut self, now: u64) -> Result<(), BodyError> {
+        let held: u64 = self.held.iter().map(|data| data.len() as u64).sum();
+        let length = self.passed + now + held;
+        let (min, max) = (*self.allowed.start(), *self.allowed.end());
+        if length > max {
+            return Err(BodyError::LargerThanAllowed { length, max });
+        }
+        if length < min {
+            return Err(BodyError::SmallerThanAllowed { length, min });
+        }
+        if self
+            .announced
+            .is_some_and(|most| length > most || most - length > limits::FORM_AFTER_BYTES_MAX)
+        {
+            return Err(BodyError::Form("too much follows its file"));
+        }
+        self.length = Some(length);
+        Ok(())
+    }
 }
 
 fn codec(
@@ -478,37 +551,66 @@ mod tests {
         assert!(block_on(upload.next()).unwrap().is_err());
     }
 
-    fn of_form(file: &[u8], after: &str, length: Option<u64>) -> Upload {
+    fn of_form(
+        file: &[u8],
+        after: &str,
+        most: Option<u64>,
+        allowed: RangeInclusive<u64>,
+    ) -> Upload {
         let mut head = super::super::form::Head::new(b"B");
         let start = b"--B\r\nContent-Disposition: form-data; name=file\r\n\r\n";
         let (_, found) = head.feed(start).unwrap().unwrap();
         let wire = [file, after.as_bytes()].concat();
         let frames = wire.chunks(7777).map(Bytes::copy_from_slice).collect();
-        Upload::of_form(Box::pin(Frames(frames)), found, length)
+        Upload::of_form(Box::pin(Frames(frames)), found, most, allowed)
     }
 
     #[test]
-    fn the_file_of_a_form_is_last_or_small() {
-        let data = vec![3; 20_000];
+    fn the_file_of_a_form_ends_where_its_boundary_is() {
+        let data: Vec<u8> = (0..400_000u32).map(|n| (n % 251) as u8).collect();
         let (end, more) = ("\r\n--B--\r\n", "\r\n--B\r\nmore\r\n--B--\r\n");
-        let exact = Some(data.len() as u64);
-        assert_eq!(read(&of_form(&data, end, exact)).unwrap(), data);
-        assert_eq!(read(&of_form(&data, more, None)).unwrap(), data);
-        let longer = exact.map(|n| n + 4);
-        let error = read(&of_form(&data, more, longer)).unwrap_err();
-        assert_eq!(error, NOT_LAST);
-        let error = read(&of_form(&data, end, Some(19_999))).unwrap_err();
-        assert_eq!(error, NOT_LAST);
-        for length in [exact, None] {
-            let error = read(&of_form(&data, "\r\n--", length)).unwrap_err();
-            assert_eq!(error, BodyError::Incomplete);
+        let length = data.len() as u64;
+        let slack = limits::FORM_AFTER_BYTES_MAX;
+        for (after, most) in [
+            (end, None),
+            (more, None),
+            (end, Some(length)),
+            (more, Some(length + 4)),
+            (more, Some(length + slack)),
+        ] {
+            let upload = of_form(&data, after, most, 0..=length);
+            let (mut seen, mut told) = (Vec::new(), None);
+            while let Some(piece) = block_on(upload.next()) {
+                if let Some(end) = upload.take_end() {
+                    assert!(told.replace((end, seen.len() as u64)).is_none());
+                }
+                seen.extend_from_slice(&piece.unwrap());
+            }
+            assert!(seen == data, "{most:?}");
+            assert_eq!(upload.is_open_ended(), most.is_some());
+            if let Some(most) = most {
+                let (end, at) = told.expect("the end is told");
+                assert!(end == length && at + OPEN_END_BYTES < most);
+            }
+            assert!(
+                upload.take_rest().is_some(),
+                "what follows is dropped elsewhere"
+            );
         }
-        let whole = of_form(&data, end, exact);
-        assert_eq!(read(&whole).unwrap(), data);
-        assert!(
-            whole.take_rest().is_some(),
-            "what follows is dropped elsewhere"
-        );
+        let refused =
+            |after, most, allowed| read(&of_form(&data, after, most, allowed)).unwrap_err();
+        for most in [None, Some(length)] {
+            let error = refused("\r\n--", most, 0..=length);
+            assert_eq!(error, BodyError::Incomplete);
+            let error = refused(end, most, 0..=length - 1);
+            let max = length - 1;
+            assert_eq!(error, BodyError::LargerThanAllowed { length, max });
+            let error = refused(end, most, length + 1..=u64::MAX);
+            let min = length + 1;
+            assert_eq!(error, BodyError::SmallerThanAllowed { length, min });
+        }
+        let error = refused(more, Some(length + slack + 1), 0..=length);
+        assert!(matches!(error, BodyError::Form(_)), "{error}");
         assert_eq!(read(&Upload::of_bytes(data.clone().into())).unwrap(), data);
     }
 

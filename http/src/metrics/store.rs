@@ -109,6 +109,16 @@ fn scrub(text: &mut Text, store: &Observer) {
     text.counter("strongroom_scrub_passes_total", "Times that all was read.")
         .is(scrubbed.passes);
     text.counter(
+        "strongroom_scrub_objects_total",
+        "Objects looked at for rot.",
+    )
+    .is(scrubbed.objects);
+    text.counter(
+        "strongroom_scrub_unopened_total",
+        "Objects among them whose keys were not at hand: their structure was checked, their tags were not.",
+    )
+    .is(scrubbed.unopened);
+    text.counter(
         "strongroom_scrub_bytes_total",
         "Bytes read to look for rot.",
     )

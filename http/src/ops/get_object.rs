@@ -14,6 +14,7 @@ use s3s::dto::{
 use s3s::stream::{ByteStream, RemainingLength};
 use s3s::{S3Error, S3Request, S3Result, StdError, s3_error};
 use send_wrapper::SendWrapper;
+use strongroom_engine as engine;
 use strongroom_engine::record::{Data, Object};
 use strongroom_engine::{Found, GetStream};
 
@@ -23,6 +24,7 @@ use super::range::{self, ByteRange};
 use super::{Inner, check_version, etag, headers, length, metadata, signed};
 use crate::checksum::{self, Fields};
 use crate::error::{At, OrS3, corrupt, custom, element, invalid_argument};
+use crate::limits;
 use crate::sse::{self, Answer, ObjectKey, access};
 
 /// The fields that both answers have.
@@ -77,22 +79,25 @@ pub async fn get_object(
     let at = At::object(&bucket, &key);
     check_version(input.version_id.as_deref())?;
     let headers = headers(&request.headers, &request.extensions);
-    let mut plan = Plan::new(inner, at, headers, &request.extensions, input.part_number).await?;
-    let opened = plan.opened.take();
-    let encryption = plan.found.object.encryption.as_ref();
-    let object_key = sse::open_key(&inner.keys, encryption, opened, at).await?;
-    let sums = match plan.wants_checksum(input.checksum_mode.as_ref()) {
-        true => plan.checksums(inner, &object_key, at).await?,
-        false => Fields::default(),
+    let mut tries = limits::READ_TRIES;
+    let (plan, object_key, sums, left, mut stream) = loop {
+        let mut plan =
+            Plan::new(inner, at, headers, &request.extensions, input.part_number).await?;
+        let opened = plan.opened.take();
+        let encryption = plan.found.object.encryption.as_ref();
+        let object_key = sse::open_key(&inner.keys, encryption, opened, at).await?;
+        let sums = match plan.wants_checksum(input.checksum_mode.as_ref()) {
+            true => plan.checksums(inner, &object_key, at).await?,
+            false => Fields::default(),
+        };
+        let bytes = plan.bytes();
+        let left = length(&bytes);
+        let read = inner.shard.read(&plan.found, bytes, object_key.secret());
+        match read.await {
+            Err(engine::Error::Replaced) if tries > 1 => tries -= 1,
+            stream => break (plan, object_key, sums, left, stream.at(at)?),
+        }
     };
-
-    let bytes = plan.bytes();
-    let left = length(&bytes);
-    let mut stream = inner
-        .shard
-        .read(&plan.found, bytes, object_key.secret())
-        .await
-        .at(at)?;
     let first = match stream.next().await {
         Some(first) => Some(first.at(at)?),
         None => None,

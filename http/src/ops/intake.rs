@@ -44,7 +44,7 @@ impl Incoming {
         }
     }
 
-    /// Exact length of the plaintext, which has to be known ahead.
+    /// Length of the plaintext, which has to be known ahead.
     pub fn length(&self) -> S3Result<u64> {
         let length = match self {
             Incoming::Upload(upload) => upload.decoded_length(),
@@ -56,6 +56,19 @@ impl Incoming {
                 "You must provide the Content-Length HTTP header."
             )
         })
+    }
+
+    /// Whether that is only what it has at most: [`Incoming::take_end`] tells.
+    pub fn is_open_ended(&self) -> bool {
+        matches!(self, Incoming::Upload(upload) if upload.is_open_ended())
+    }
+
+    /// The length of an open-ended body, once: asked for behind every frame, before it is used.
+    pub fn take_end(&self) -> Option<u64> {
+        match self {
+            Incoming::Upload(upload) => upload.take_end(),
+            Incoming::Blob { .. } => None,
+        }
     }
 
     pub async fn next(&mut self) -> Option<S3Result<Bytes>> {

@@ -57,9 +57,17 @@ pub async fn put_object(
         encryption: new.encryption.clone(),
         part: None,
     };
-    let mut stream = inner.shard.put(target, new.key.secret()).await.at(at)?;
+    let secret = new.key.secret();
+    let mut stream = match incoming.is_open_ended() {
+        true => inner.shard.put_open_ended(target, secret).await,
+        false => inner.shard.put(target, secret).await,
+    }
+    .at(at)?;
     while let Some(frame) = incoming.next_under(&new.key, at).await {
         let frame = frame?;
+        if let Some(size) = incoming.take_end() {
+            stream.ends_at(size);
+        }
         stream.write(&frame).await.at(at)?;
         intake.update(&frame).await;
     }

@@ -5,8 +5,9 @@
 //! 2. The policy's signature, expiry and conditions are checked; every field has to be covered by a condition, those of encryption too.
 //! 3. The fields become the headers of a PutObject, and the file its body, as it streams.
 //!
-//! The engine wants to know an object's length ahead, and a form does not tell it: it is reckoned from the length of the body, with
-//! the file as its last field, as S3 asks. A small file is gathered instead, and may be followed by anything.
+//! The engine wants to know an object's length ahead, and a form does not tell it. What a file may have at most is reckoned from the
+//! length of the body; fields behind the file, which S3 ignores, take a bounded part of that, and the engine hears of the end
+//! before the last package begins. A small file is gathered instead.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -14,6 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri, header
 use s3s::dto::{Metadata, PutObjectInput, PutObjectOutput, Timestamp};
 use s3s::post_policy::{PostPolicy, PostPolicyCondition};
 use s3s::{Body, S3Error, S3ErrorCode, S3Request, S3Result, s3_error};
+use std::ops::RangeInclusive;
 use std::time::SystemTime;
 use subtle::ConstantTimeEq as _;
 
@@ -79,10 +81,7 @@ pub async fn answer(
             ));
         }
     };
-    let upload = open(&parts.headers, file, body).await?;
-    if let Some(length) = upload.decoded_length() {
-        check_length(&policy, length)?;
-    }
+    let upload = open(&parts.headers, file, allowed(&policy), body).await?;
     let place = Place { key, ..place };
     let (headers, metadata) = headers(&fields)?;
     let info = parts.extensions.get::<RequestInfo>().cloned();
@@ -116,8 +115,13 @@ pub async fn answer(
     Ok(success(&fields, &place, &location, output))
 }
 
-/// The file as the body of an upload: of reckoned length, or gathered where it is small.
-async fn open(headers: &HeaderMap, file: File, body: &mut Pending) -> S3Result<Upload> {
+/// The file as the body of an upload: open-ended, or gathered where it is small.
+async fn open(
+    headers: &HeaderMap,
+    file: File,
+    allowed: RangeInclusive<u64>,
+    body: &mut Pending,
+) -> S3Result<Upload> {
     let total = match headers.get(header::CONTENT_LENGTH) {
         None => None,
         Some(length) => length.to_str().ok().and_then(|text| text.parse().ok()),
@@ -126,11 +130,22 @@ async fn open(headers: &HeaderMap, file: File, body: &mut Pending) -> S3Result<U
     if let Some(total) = total
         && file.rest_of(total) > small as u64
     {
-        let length = file.length_within(total);
-        let length = length.ok_or(BodyError::Form("it ends before its file"))?;
-        return Ok(body.form_file(file, Some(length)));
+        let most = file.length_within(total);
+        let most = most.ok_or(BodyError::Form("it ends before its file"))?;
+        let (min, max) = (*allowed.start(), *allowed.end());
+        let least = most.saturating_sub(limits::FORM_AFTER_BYTES_MAX);
+        // Told before the file is read.
+        if least > max {
+            let length = least;
+            return Err(BodyError::LargerThanAllowed { length, max }.into());
+        }
+        if most < min {
+            let length = most;
+            return Err(BodyError::SmallerThanAllowed { length, min }.into());
+        }
+        return Ok(body.form_file(file, Some(most), allowed));
     }
-    let streamed = body.form_file(file, None);
+    let streamed = body.form_file(file, None, allowed);
     match gather(&streamed, small).await {
         Ok(bytes) => Ok(Upload::of_bytes(bytes)),
         // More than that, of a body that does not tell its length.
@@ -257,24 +272,15 @@ fn check_conditions(policy: &PostPolicy, fields: &Fields, bucket: &str) -> S3Res
     }
 }
 
-fn check_length(policy: &PostPolicy, length: u64) -> S3Result<()> {
+/// The lengths that all conditions allow.
+fn allowed(policy: &PostPolicy) -> RangeInclusive<u64> {
+    let mut allowed = (0, u64::MAX);
     for condition in &policy.conditions {
-        let PostPolicyCondition::ContentLengthRange { min, max } = condition else {
-            continue;
-        };
-        if length > *max {
-            return Err(crate::error::entity_too_large(length, *max));
-        }
-        if length < *min {
-            let fault = s3_error!(
-                EntityTooSmall,
-                "Your proposed upload is smaller than the minimum allowed size"
-            );
-            let fault = element(fault, "ProposedSize", &length.to_string());
-            return Err(element(fault, "MinSizeAllowed", &min.to_string()));
+        if let PostPolicyCondition::ContentLengthRange { min, max } = condition {
+            allowed = (allowed.0.max(*min), allowed.1.min(*max));
         }
     }
-    Ok(())
+    allowed.0..=allowed.1
 }
 
 fn denied(why: &str) -> S3Error {
@@ -468,18 +474,11 @@ mod tests {
 
     #[test]
     fn lengths_have_their_range() {
-        let policy = policy(r#"["content-length-range",2,4]"#);
-        let check = |length| {
-            let checked = check_length(&policy, length);
-            checked
-                .err()
-                .map_or("none".into(), |e| e.code().as_str().to_owned())
-        };
-        assert_eq!((check(2), check(4)), ("none".into(), "none".into()));
-        assert_eq!(
-            (check(1), check(5)),
-            ("EntityTooSmall".into(), "EntityTooLarge".into())
-        );
+        let of = |conditions| allowed(&policy(conditions));
+        assert_eq!(of(r#"["content-length-range",2,4]"#), 2..=4);
+        let twice = r#"["content-length-range",2,9],["content-length-range",1,4]"#;
+        assert_eq!(of(twice), 2..=4);
+        assert_eq!(of(r#"["eq","$key","k"]"#), 0..=u64::MAX);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -558,9 +559,9 @@ impl Pending {
     }
 
     /// The file of the form whose beginning was read.
-    fn form_file(&mut self, file: File, length: Option<u64>) -> Upload {
+    fn form_file(&mut self, file: File, most: Option<u64>, allowed: RangeInclusive<u64>) -> Upload {
         let source = self.source.take().unwrap_or_else(|| Box::pin(Nothing));
-        let upload = Upload::of_form(source, file, length);
+        let upload = Upload::of_form(source, file, most, allowed);
         self.upload = Some(upload.clone());
         upload
     }

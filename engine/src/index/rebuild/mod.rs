@@ -25,6 +25,7 @@ use super::offline::{Offline, remove, unpanicked};
 use super::{Index, Space, io, journal, key, record, recover};
 use crate::datadir::{DataDir, sync_dir};
 use crate::error::{Error, Result};
+use crate::io::disk;
 use crate::record::{Bucket, Data, Extent, Object, Part, Place, Upload};
 use crate::rt;
 use crate::secret::Secret;
@@ -147,9 +148,7 @@ fn finish_earlier(dir: &DataDir, draft: &Path) -> Result<()> {
         }
     }
     match kept.into_iter().max() {
-        Some(newest) => {
-            std::fs::rename(&newest, &index).map_err(|e| Error::io("rename", &newest, e))
-        }
+        Some(newest) => disk::rename(&newest, &index),
         None => Ok(()),
     }
 }
@@ -166,11 +165,11 @@ fn swap(dir: &DataDir, draft: &Path) -> Result<Option<PathBuf>> {
             .map(|n| dir.path().join(format!("{KEPT}{n}")))
             .find(|p| !p.exists());
         let aside = aside.expect("some second is free");
-        std::fs::rename(&index, &aside).map_err(|e| Error::io("rename", &index, e))?;
+        disk::rename(&index, &aside)?;
         kept = Some(aside);
     }
-    std::fs::rename(draft, &index).map_err(|e| Error::io("rename", draft, e))?;
-    sync_dir(dir.path())?;
+    disk::rename(draft, &index)?;
+    disk::sync_dir(dir.path())?;
     Ok(kept)
 }
 
