@@ -23,7 +23,7 @@ pub async fn put_object(
 
     metadata::check_supported(headers)?;
     metadata::check_key(&key)?;
-    let in_bucket = inner.shard.bucket(&bucket).at(at)?;
+    let in_bucket = inner.drives.bucket(&bucket).at(at)?;
     let encryption = inner.asked(headers, &request.extensions);
     let choice = decide(&encryption, &inner.rules(&in_bucket))?;
     let metadata = metadata::of_write(headers, input.metadata)?;
@@ -57,7 +57,11 @@ pub async fn put_object(
         encryption: new.encryption.clone(),
         part: None,
     };
-    let mut stream = inner.shard.put(target, new.key.secret()).await.at(at)?;
+    let mut stream = inner
+        .shard(at)?
+        .put(target, new.key.secret())
+        .await
+        .at(at)?;
     while let Some(frame) = incoming.next_under(&new.key, at).await {
         let frame = frame?;
         stream.write(&frame).await.at(at)?;
