@@ -21,6 +21,7 @@ use crate::index::tally::{Tally, Under};
 use crate::index::{Index, recover};
 use crate::io::{DiskCounters, DiskStats};
 use crate::limits;
+use crate::record::Bucket;
 use crate::rt;
 use crate::scrubber::{self, Scrub, Scrubbed};
 use crate::secret::Secret;
@@ -199,6 +200,29 @@ pub struct Usage {
     pub room: Room,
 }
 
+impl Usage {
+    /// Of all drives together, which have the same buckets; none where there are no drives.
+    pub fn of_all(drives: impl IntoIterator<Item = Usage>) -> Option<Usage> {
+        drives.into_iter().reduce(|mut sum, drive| {
+            sum.add(&drive);
+            sum
+        })
+    }
+
+    fn add(&mut self, other: &Usage) {
+        self.live += other.live;
+        self.dead += other.dead;
+        self.index += other.index;
+        self.index_dead += other.index_dead;
+        self.objects += other.objects;
+        self.object_bytes += other.object_bytes;
+        self.uploads += other.uploads;
+        self.room.total += other.room.total;
+        self.room.free += other.room.free;
+        self.room.reserve += other.room.reserve;
+    }
+}
+
 /// A store that was opened, before its threads run.
 pub(crate) struct Opened {
     pub core: Arc<Core>,
@@ -306,6 +330,16 @@ impl Engine {
             scrubber: None,
             opening,
         })
+    }
+
+    /// All buckets, for whoever compares those of several drives before any of them is served.
+    pub(crate) fn buckets(&self) -> Arc<BTreeMap<String, Arc<Bucket>>> {
+        self.core.index.buckets()
+    }
+
+    /// Makes a bucket, or changes it, from a thread that may wait; whether that is durable.
+    pub(crate) fn put_bucket(&self, bucket: Bucket) -> bool {
+        self.core.commit_and_wait(Op::PutBucket { bucket })
     }
 
     pub fn opening(&self) -> Opening {

@@ -48,6 +48,11 @@ pub enum Error {
     Overloaded { what: &'static str },
     #[error("the disk is full")]
     DiskFull,
+    /// A directory of the store is not there, or could not be opened at the start; `0` names it.
+    #[error("{0} is missing")]
+    DriveMissing(std::sync::Arc<str>),
+    #[error("{path} is in use by another process")]
+    InUse { path: String },
     /// The engine is closing down.
     #[error("shutting down")]
     Closed,

@@ -1,6 +1,7 @@
 //! Storage and cryptography of Strongroom: sealed objects on NVMe, without HTTP, network or key service.
 //!
-//! An [`Engine`] is an open store; each core opens its own [`Shard`] of it inside its glommio executor. A [`PutStream`] seals what it
+//! An [`Engine`] is an open store in one directory; each core opens its own [`Shard`] of it inside its glommio executor. [`Engines`]
+//! are a store in several, of which each core has its [`Drives`]. A [`PutStream`] seals what it
 //! is given into direct writes; a [`GetStream`] hands out verified plaintext. `FORMAT.md` beside this crate has every byte on disk.
 
 pub mod dare;
@@ -10,6 +11,7 @@ pub mod simd;
 
 mod cache;
 mod datadir;
+mod drives;
 mod engine;
 mod error;
 #[cfg(fuzzing)]
@@ -21,6 +23,7 @@ mod object;
 mod rt;
 mod scrubber;
 mod segment;
+mod set;
 mod shard;
 mod shelf;
 #[cfg(test)]
@@ -29,20 +32,24 @@ mod space;
 mod verify;
 
 pub use cache::CacheStats;
-pub use datadir::{DataDir, Superblock};
+pub use datadir::{DataDir, Seat, Superblock};
+pub use drives::{Drives, DrivesSeed, Engines, Observed, Observers};
 pub use engine::{Engine, EngineOptions, Observer, Opening, ShardSeed, Usage, tally_at_rest};
 pub use error::{Error, Result};
 pub use index::rebuild::{Finding, Recovery, rebuild};
 pub use index::record;
 pub use index::tally::{Tally, Under};
 pub use io::DiskStats;
-pub use limits::{END_SLACK_BYTES, KEY_BYTES_MAX, OPEN_END_BYTES, PARTS_MAX, STREAM_BYTES_MAX};
+pub use limits::{
+    DRIVES_MAX, END_SLACK_BYTES, KEY_BYTES_MAX, OPEN_END_BYTES, PARTS_MAX, STREAM_BYTES_MAX,
+};
 pub use object::{
     Committed, Completion, Condition, EtagMatch, Finish, Found, GetStream, ListEntry, ListPage,
     ListQuery, NewUpload, PartChoice, PartEntry, PutStream, Target, UploadEntry, UploadPage,
     UploadQuery, WrappedCursor, WrappedEntry, WrappedPage, WrappedQuery,
 };
 pub use scrubber::Scrubbed;
+pub use set::{DataDirs, Missing};
 pub use shard::Shard;
 pub use space::Room;
 pub use verify::{Event, KeyAnswer, ObjectKeys, Verified, export, verify};

@@ -139,6 +139,9 @@ pub const BACKLOG_LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Entries one listing call returns at most.
 pub const LIST_MAX: usize = 1000;
 
+/// Directories of one store.
+pub const DRIVES_MAX: usize = 256;
+
 const _: () = {
     use crate::dare::header::{PACKAGE, PAYLOAD};
     assert!(EXTENT_PACKAGES as usize * PACKAGE == EXTENT_DATA_SECTORS as usize * SECTOR);

@@ -72,6 +72,12 @@ impl Shard {
         self.commit(op).await.map(|_| ())
     }
 
+    /// Makes the bucket as it is on another drive, or makes it the same.
+    pub(crate) async fn put_bucket(&self, bucket: Bucket) -> Result<()> {
+        self.core.take_space(limits::INDEX_RECORD_BYTES)?;
+        self.commit(Op::PutBucket { bucket }).await.map(|_| ())
+    }
+
     /// Sets a bucket's default, or takes it away; where `to` says nothing of blocked modes they stay as they are.
     pub async fn set_bucket_encryption(
         &self,

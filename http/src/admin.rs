@@ -1,6 +1,6 @@
 //! The admin socket: how commands on this machine speak to the running server.
 //!
-//! A Unix socket in the data directory, mode 0600, so whoever may read the store may administer it. One line of JSON asks,
+//! A Unix socket in each data directory, mode 0600, so whoever may read the store may administer it. One line of JSON asks,
 //! one line answers, as often as the client likes; what takes long tells of its progress in lines before that. What takes a
 //! key away answers once no core serves under it any more.
 //! A root key may be in a question and is in no answer; lines are wiped.
@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use strongroom_engine::{Observer, Usage};
+use strongroom_engine::{Observers, Usage};
 use strongroom_kms::{
     Deletion, Error, Imported, KeyInfo, KeyState, Kms, Outage, Restored, RootKey,
 };
@@ -89,7 +89,7 @@ pub enum Request {
 
 impl Request {
     /// Whether anything is another after it.
-    fn changes(&self) -> bool {
+    pub fn changes(&self) -> bool {
         !matches!(
             self,
             Self::KeyList { .. } | Self::KeyStatus { .. } | Self::KmsStatus | Self::StoreStatus
@@ -136,7 +136,7 @@ impl fmt::Debug for SentKey {
 pub enum Answer {
     Keys(Vec<Key>),
     Status(Status),
-    Store(StoreStatus),
+    Store(Box<StoreStatus>),
     /// How far a request is that takes long: another answer follows.
     Progress(String),
     /// A sentence for whoever asked.
@@ -210,22 +210,64 @@ pub struct StoreStatus {
     pub free: u64,
     /// What they leave for deleting.
     pub reserve: u64,
+    /// Each drive, where there are several.
+    #[serde(default)]
+    pub drives: Vec<DriveStatus>,
+}
+
+/// What is told of one drive; sizes in bytes, as of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveStatus {
+    pub directory: String,
+    pub missing: bool,
+    pub objects: u64,
+    pub stored: u64,
+    pub live: u64,
+    pub free: u64,
+}
+
+impl DriveStatus {
+    fn new(directory: &Path, usage: Option<&Usage>) -> Self {
+        let of = |what: fn(&Usage) -> u64| usage.map_or(0, what);
+        DriveStatus {
+            directory: directory.display().to_string(),
+            missing: usage.is_none(),
+            objects: of(|usage| usage.objects),
+            stored: of(|usage| usage.object_bytes),
+            live: of(live),
+            free: of(|usage| usage.room.for_writes()),
+        }
+    }
+}
+
+fn live(usage: &Usage) -> u64 {
+    usage.live + usage.index - usage.index_dead
 }
 
 impl StoreStatus {
-    pub fn new(server: &str, usage: &Usage, kms: &Kms) -> Self {
-        StoreStatus {
+    /// None where no drive is there.
+    pub fn new(server: &str, drives: &[(PathBuf, Option<Usage>)], kms: &Kms) -> Option<Self> {
+        let usage = &Usage::of_all(drives.iter().filter_map(|(_, usage)| *usage))?;
+        let each: &[_] = match drives {
+            [_] => &[],
+            several => several,
+        };
+        let each = each
+            .iter()
+            .map(|(directory, usage)| DriveStatus::new(directory, usage.as_ref()));
+        Some(StoreStatus {
             server: server.into(),
             buckets: usage.buckets,
             objects: usage.objects,
             uploads: usage.uploads,
             keys: kms.list_keys("").ok().map(|keys| keys.len()),
             stored: usage.object_bytes,
-            live: usage.live + usage.index - usage.index_dead,
+            live: live(usage),
             dead: usage.dead + usage.index_dead,
             free: usage.room.for_writes(),
             reserve: usage.room.reserve,
-        }
+            drives: each.collect(),
+        })
     }
 }
 
@@ -251,9 +293,9 @@ impl From<KeyInfo> for Key {
     }
 }
 
-/// What commands act on, in whichever process holds the data directory.
+/// What commands act on, in whichever process holds the data directories.
 pub struct Admin {
-    data_dir: PathBuf,
+    data_dirs: Vec<PathBuf>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -290,7 +332,7 @@ pub enum Store {
         keeper: Arc<StoreKeeper>,
         objects: Arc<Objects>,
         /// Its counts, where it is served.
-        observer: Option<Observer>,
+        observers: Option<Observers>,
     },
 }
 
@@ -305,9 +347,9 @@ impl Store {
 
 impl Admin {
     /// What commands act on, once it is open.
-    pub fn new(data_dir: &Path) -> Admin {
+    pub fn new(data_dirs: &[PathBuf]) -> Admin {
         Admin {
-            data_dir: data_dir.to_owned(),
+            data_dirs: data_dirs.to_vec(),
             state: Mutex::new(State::Starting),
             changed: Condvar::new(),
         }
@@ -321,14 +363,14 @@ impl Admin {
     }
 
     /// What may be seen of the store, while it is open, and of the keys.
-    pub fn seen(&self) -> (Option<Observer>, Option<Arc<Kms>>) {
+    pub fn seen(&self) -> (Option<Observers>, Option<Arc<Kms>>) {
         match &*self.state() {
             State::Open(Open { kms, store }) => {
-                let observer = match store {
-                    Store::Open { observer, .. } => observer.clone(),
+                let observers = match store {
+                    Store::Open { observers, .. } => observers.clone(),
                     Store::None | Store::Locked { .. } => None,
                 };
-                (observer, Some(Arc::clone(kms)))
+                (observers, Some(Arc::clone(kms)))
             }
             _ => (None, None),
         }
@@ -407,7 +449,7 @@ impl Admin {
     fn brought(&self, request: &Request) -> Result<RootKey, Answer> {
         let root = match request {
             Request::KmsUnseal { root: Some(sent) } => sent.key(),
-            Request::KmsUnseal { root: None } => root_key::require(&self.data_dir),
+            Request::KmsUnseal { root: None } => root_key::require(&self.data_dirs),
             Request::KmsStatus => {
                 return Err(Answer::Status(Status {
                     state: "locked".into(),
@@ -418,7 +460,7 @@ impl Admin {
             _ => Err(LOCKED.into()),
         };
         let root = root.map_err(Answer::Error)?;
-        match Kms::check_root(&self.data_dir, &root) {
+        match Kms::check_root(&self.data_dirs, &root) {
             // Whether it is the right one shows at the store's own key, where the keystore is lost.
             Ok(()) | Err(Error::Corrupt(_)) => Ok(root),
             Err(e) => Err(Answer::Error(e.to_string())),
@@ -488,7 +530,7 @@ impl Admin {
     fn with_root(&self, sent: Option<&SentKey>, with: impl FnOnce(&RootKey) -> Answer) -> Answer {
         let root = match sent {
             Some(sent) => sent.key(),
-            None => root_key::require(&self.data_dir),
+            None => root_key::require(&self.data_dirs),
         };
         match root {
             Ok(root) => with(&root),
@@ -618,15 +660,19 @@ impl Open {
         match &self.store {
             Store::Locked { why, .. } => Answer::Error(locked(why)),
             Store::Open {
-                observer: Some(observer),
+                observers: Some(observers),
                 ..
-            } => match observer.usage() {
-                Ok(usage) => Answer::Store(StoreStatus::new("running", &usage, &self.kms)),
+            } => match observers.each() {
+                Ok(drives) => match StoreStatus::new("running", &drives, &self.kms) {
+                    Some(status) => Answer::Store(Box::new(status)),
+                    None => Answer::Error("no drive is there".into()),
+                },
                 Err(e) => Answer::Error(e.to_string()),
             },
-            Store::None | Store::Open { observer: None, .. } => {
-                Answer::Error("there is no store here, only keys".into())
-            }
+            Store::None
+            | Store::Open {
+                observers: None, ..
+            } => Answer::Error("there is no store here, only keys".into()),
         }
     }
 }
@@ -672,11 +718,19 @@ impl Drop for Socket {
     }
 }
 
-/// Serves the socket on threads of its own, for as long as the process lives. It is to be dropped before the directory's lock.
-pub fn serve(admin: Arc<Admin>) -> io::Result<Socket> {
-    let listener = bind(&admin.data_dir)?;
-    let socket = Socket(admin.data_dir.join(SOCKET));
+/// Serves a socket in each directory on threads of its own, for as long as the process lives. They are to be dropped before the
+/// directories' locks.
+pub fn serve(admin: Arc<Admin>) -> io::Result<Vec<Socket>> {
     let open = Arc::new(AtomicUsize::new(0));
+    let each = admin.data_dirs.iter();
+    each.map(|dir| serve_in(dir, &admin, &open)).collect()
+}
+
+/// `open`: how many conversations there are, on all sockets.
+fn serve_in(dir: &Path, admin: &Arc<Admin>, open: &Arc<AtomicUsize>) -> io::Result<Socket> {
+    let listener = bind(dir)?;
+    let socket = Socket(dir.join(SOCKET));
+    let (admin, open) = (Arc::clone(admin), Arc::clone(open));
     std::thread::Builder::new()
         .name("admin".into())
         .spawn(move || {
@@ -869,7 +923,7 @@ mod tests {
         assert_eq!(ask(&long, &list).unwrap(), None);
         let root = RootKey::generate();
         let kms = Arc::new(Kms::open(&long, root.clone()).unwrap());
-        let admin = Arc::new(Admin::new(&long));
+        let admin = Arc::new(Admin::new(std::slice::from_ref(&long)));
         let _socket = serve(Arc::clone(&admin)).unwrap();
         admin.open(Arc::clone(&kms), Store::None);
         assert!(
@@ -909,7 +963,7 @@ mod tests {
     fn one_who_says_nothing_keeps_nobody_waiting() {
         let dir = tempfile::tempdir().unwrap();
         let kms = Arc::new(Kms::open(dir.path(), RootKey::generate()).unwrap());
-        let admin = Arc::new(Admin::new(dir.path()));
+        let admin = Arc::new(Admin::new(&[dir.path().to_owned()]));
         admin.open(kms, Store::None);
         let _socket = serve(admin).unwrap();
         let _silent = with_short_path(dir.path(), |path| UnixStream::connect(path)).unwrap();
@@ -923,7 +977,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = RootKey::generate();
         drop(Kms::open(dir.path(), root.clone()).unwrap());
-        let admin = Arc::new(Admin::new(dir.path()));
+        let admin = Arc::new(Admin::new(&[dir.path().to_owned()]));
         let _socket = serve(Arc::clone(&admin)).unwrap();
         let starting = std::thread::spawn({
             let (admin, dir) = (Arc::clone(&admin), dir.path().to_owned());

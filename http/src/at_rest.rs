@@ -1,48 +1,54 @@
-//! A store that no server has open, opened by a command for as long as it runs. The command holds the directory's lock.
+//! A store that no server has open, opened by a command for as long as it runs. The command holds the directories' locks.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use glommio::{LocalExecutorBuilder, Placement};
 use strongroom_engine::secret::Secret;
-use strongroom_engine::{DataDir, Usage, tally_at_rest};
+use strongroom_engine::{DataDirs, Tally, Under, Usage, tally_at_rest};
 
 use crate::rewrap::Objects;
 use crate::{limits, serve, work};
 
 /// What stands under each key.
-pub fn tally(dir: &DataDir, key: &Secret) -> Result<Objects, String> {
-    tally_at_rest(dir, key)
-        .map(Objects::AtRest)
-        .map_err(|e| e.to_string())
+pub fn tally(dirs: &DataDirs, key: &Secret) -> Result<Objects, String> {
+    let mut sum: BTreeMap<Under, Tally> = BTreeMap::new();
+    for dir in dirs.present() {
+        for (under, tally) in tally_at_rest(dir, key).map_err(|e| e.to_string())? {
+            *sum.entry(under).or_default() += tally;
+        }
+    }
+    Ok(Objects::AtRest(sum))
 }
 
-/// What the store holds and takes.
-pub fn usage(dir: &DataDir, key: &Secret) -> Result<Usage, String> {
-    let engine = serve::open_engine(dir, key, 1, 0)?;
-    let usage = engine.usage().map_err(|e| e.to_string());
-    engine.close();
+/// What each drive holds and takes; none of those that are missing.
+pub fn usage(dirs: &DataDirs, key: &Secret) -> Result<Vec<(PathBuf, Option<Usage>)>, String> {
+    let engines = serve::open_engines(dirs, key, 1, 0)?;
+    let usage = engines.observers().each().map_err(|e| e.to_string());
+    engines.close();
     usage
 }
 
 /// Opens the store, calls `with` on its objects, and closes it.
 pub fn with_objects<T>(
-    dir: &DataDir,
+    dirs: &DataDirs,
     key: &Secret,
     with: impl FnOnce(Arc<Objects>) -> T,
 ) -> Result<T, String> {
     let cores = serve::shard_cores(None);
-    let engine = serve::open_engine(dir, key, cores.len(), 0)?;
+    let engines = serve::open_engines(dirs, key, cores.len(), 0)?;
     let (shards, inboxes) = work::channels(cores.len());
     let mut running = Vec::new();
     for (id, (inbox, core)) in inboxes.into_iter().zip(cores).enumerate() {
-        let seed = engine.shard(id);
+        let seed = engines.shard(id);
         let shard = LocalExecutorBuilder::new(Placement::Fixed(core))
             .name(&format!("shard-{id}"))
             .io_memory(limits::RING_MEMORY_BYTES)
             .spawn(move || async move {
-                let shard = seed.open().await?;
-                inbox.work(shard.clone(), std::future::pending()).await;
-                shard.close().await;
+                let drives = seed.open().await?;
+                inbox.work(drives.clone(), std::future::pending()).await;
+                drives.close().await;
                 Ok(())
             });
         running.push(shard.map_err(|e| format!("shard {id} cannot start: {e}"))?);
@@ -55,6 +61,6 @@ pub fn with_objects<T>(
             .map_err(|e| format!("a shard ended: {e}"))?
             .map_err(|e: strongroom_engine::Error| e.to_string())?;
     }
-    engine.close();
+    engines.close();
     Ok(done)
 }

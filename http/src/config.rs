@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use strongroom_kms::Remote;
+use strongroom_engine::DRIVES_MAX;
+use strongroom_kms::{Remote, expand_ranges};
 use zeroize::Zeroizing;
 
 use crate::key_service;
+use crate::root_key;
 use crate::service::proxy::Network;
 use crate::store_key::MetadataKey;
 
@@ -62,9 +64,9 @@ Environment beside the options:
   STRONGROOM_LOG
           What is logged: error, warn, info (the default), debug")]
 pub struct Serve {
-    /// Directory of the store; made on first start
-    #[arg(value_name = "DATA_DIR", env = "STRONGROOM_DATA_DIR")]
-    pub data_dir: PathBuf,
+    /// Directory of the store, or one on each of its drives: DIR DIR… or /mnt/disk{1...4}; made on first start
+    #[arg(value_name = "DATA_DIR", env = "STRONGROOM_DATA_DIR", required = true, num_args = 1..)]
+    pub data_dirs: Vec<PathBuf>,
 
     /// Address and port to listen on
     #[arg(long, env = "STRONGROOM_ADDRESS", default_value = "127.0.0.1:9000", value_parser = parse_address)]
@@ -127,7 +129,7 @@ pub struct Serve {
     #[arg(long, env = "STRONGROOM_DRAIN_TIMEOUT", default_value = "10s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
 
-    /// How fast stored bytes are read in the background to look for rot; 0 turns it off
+    /// How fast stored bytes are read on each drive in the background to look for rot; 0 turns it off
     #[arg(
         long,
         env = "STRONGROOM_SCRUB_RATE",
@@ -174,13 +176,15 @@ impl Serve {
         self.cache_size.unwrap_or_else(|| memory_bytes() / 8)
     }
 
-    pub fn certs_dir(&self) -> PathBuf {
-        self.certs_dir
-            .clone()
-            .unwrap_or_else(|| self.data_dir.join("certs"))
+    /// Where the certificates are; of several data directories the first that has some.
+    pub fn certs_dir(&self, data_dirs: &[PathBuf]) -> PathBuf {
+        let own = || root_key::in_any(data_dirs, "certs");
+        self.certs_dir.clone().unwrap_or_else(own)
     }
 }
 
+/// The file with the root user's credentials.
+const CREDENTIALS: &str = "root-credentials";
 const METRICS_TOKEN: &str = "STRONGROOM_METRICS_TOKEN";
 
 /// Variables that are read, beside those of the flags.
@@ -215,6 +219,24 @@ fn add_variables(command: &clap::Command, known: &mut Vec<String>) {
     for sub in command.get_subcommands() {
         add_variables(sub, known);
     }
+}
+
+/// The directories of a store as an operator names them: each stands for one, or for several by a range, `/mnt/disk{1...4}`.
+pub fn directories(named: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
+    let mut all = Vec::new();
+    for path in named {
+        match path.to_str() {
+            Some(text) if text.contains('{') && text.contains("...") && !path.exists() => {
+                let mut each = Vec::new();
+                expand_ranges(text, DRIVES_MAX, &mut each).ok_or_else(|| {
+                    format!("{text}: a range is not of the form {{1...4}}, or is too long")
+                })?;
+                all.extend(each.into_iter().map(PathBuf::from));
+            }
+            _ => all.push(path.clone()),
+        }
+    }
+    Ok(all)
 }
 
 /// The value of a variable that is set to something.
@@ -332,7 +354,7 @@ pub enum CredentialsFrom {
 
 impl RootCredentials {
     /// From the environment, else from the store's file, else made and written there.
-    pub fn load_or_make(data_dir: &Path) -> Result<RootCredentials, String> {
+    pub fn load_or_make(data_dirs: &[PathBuf]) -> Result<RootCredentials, String> {
         let pairs = [
             ("STRONGROOM_ROOT_USER", "STRONGROOM_ROOT_PASSWORD"),
             ("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"),
@@ -366,7 +388,7 @@ impl RootCredentials {
                 }
             }
         }
-        let path = data_dir.join("root-credentials");
+        let path = root_key::in_any(data_dirs, CREDENTIALS);
         let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         match fs::read_to_string(&path).map(Zeroizing::new) {
             Ok(text) => {
@@ -380,23 +402,35 @@ impl RootCredentials {
                 let (user, password) = parse_credentials(&text).ok_or_else(|| {
                     failed(&"expected lines aws_access_key_id = … and aws_secret_access_key = …")
                 })?;
-                Ok(RootCredentials {
+                let read = RootCredentials {
                     user,
                     password,
-                    from: CredentialsFrom::File(path),
-                })
+                    from: CredentialsFrom::File(path.clone()),
+                };
+                read.write_where_missing(data_dirs)?;
+                Ok(read)
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let made = RootCredentials {
                     user: random_text(20),
                     password: Zeroizing::new(random_text(40)),
-                    from: CredentialsFrom::File(path.clone()),
+                    from: CredentialsFrom::File(path),
                 };
-                made.write(&path).map_err(|e| failed(&e))?;
+                made.write_where_missing(data_dirs)?;
                 Ok(made)
             }
             Err(e) => Err(failed(&e)),
         }
+    }
+
+    /// Writes them in every directory that has none, so that they are there whichever drive is.
+    fn write_where_missing(&self, data_dirs: &[PathBuf]) -> Result<(), String> {
+        let paths = data_dirs.iter().map(|dir| dir.join(CREDENTIALS));
+        for path in paths.filter(|path| !path.exists()) {
+            self.write(&path)
+                .map_err(|e| format!("{}: {e}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// In the form of an AWS shared credentials file, so that clients can be pointed at it.
@@ -487,10 +521,26 @@ mod tests {
     }
 
     #[test]
+    fn a_range_names_several_directories() {
+        let each = |text: &str| directories(&[text.into()]);
+        let paths = |names: &[&str]| Ok(names.iter().map(PathBuf::from).collect());
+        assert_eq!(each("/no/d{1...3}"), paths(&["/no/d1", "/no/d2", "/no/d3"]));
+        assert_eq!(each("/no/d{1}"), paths(&["/no/d{1}"]));
+        assert_eq!(each("/no/such..."), paths(&["/no/such..."]));
+        for bad in ["/no/d{3...1}", "/no/d{1...}", "/no/d{1...1000}"] {
+            assert!(each(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn made_credentials_are_kept_and_private() {
         let dir = tempfile::tempdir().unwrap();
-        let made = RootCredentials::load_or_make(dir.path()).unwrap();
-        let again = RootCredentials::load_or_make(dir.path()).unwrap();
+        let second = tempfile::tempdir().unwrap();
+        let one = [dir.path().to_owned()];
+        let made = RootCredentials::load_or_make(&one).unwrap();
+        let both = [second.path().to_owned(), dir.path().to_owned()];
+        RootCredentials::load_or_make(&both).unwrap();
+        let again = RootCredentials::load_or_make(&both[..1]).unwrap();
         assert_eq!((made.user.len(), made.password.len()), (20, 40));
         assert!(made.user == again.user && made.password == again.password);
         let mode = fs::metadata(dir.path().join("root-credentials"))
@@ -498,6 +548,6 @@ mod tests {
             .mode();
         assert_eq!(mode & 0o777, 0o600);
         fs::write(dir.path().join("root-credentials"), "nonsense").unwrap();
-        assert!(RootCredentials::load_or_make(dir.path()).is_err());
+        assert!(RootCredentials::load_or_make(&one).is_err());
     }
 }

@@ -16,7 +16,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use glommio::task::JoinHandle;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use rustls::ServerConfig;
-use strongroom_engine::{Engine, Shard, ShardSeed};
+use strongroom_engine::{Drives, DrivesSeed, Engines};
 use strongroom_kms::Keys;
 
 use crate::conn::{self, Drain};
@@ -49,7 +49,7 @@ enum Order {
         asked: Option<Asked>,
     },
     Open {
-        seed: ShardSeed,
+        seed: DrivesSeed,
         inbox: Inbox,
         done: mpsc::Sender<Result<(), String>>,
     },
@@ -108,12 +108,12 @@ impl Cores {
     }
 
     /// Opens a store on every core; from then on it is served.
-    pub fn open(&self, engine: &Engine, inboxes: Vec<Inbox>) -> Result<(), String> {
+    pub fn open(&self, engines: &Engines, inboxes: Vec<Inbox>) -> Result<(), String> {
         let mut opening = Vec::new();
         for (id, (core, inbox)) in self.0.iter().zip(inboxes).enumerate() {
             let (done, opened) = mpsc::channel();
             core.order(Order::Open {
-                seed: engine.shard(id),
+                seed: engines.shard(id),
                 inbox,
                 done,
             });
@@ -211,7 +211,7 @@ async fn serve(
     futures_util::future::join(serving, obeying).await;
     drain.below(1).await;
     if let Some(store) = here.store {
-        store.shard.close().await;
+        store.drives.close().await;
     }
 }
 
@@ -225,7 +225,7 @@ struct Here {
 }
 
 struct OpenStore {
-    shard: Rc<Shard>,
+    drives: Rc<Drives>,
     operations: ops::Store,
     /// Ends `work`.
     stop: Option<oneshot::Sender<()>>,
@@ -243,23 +243,23 @@ impl Here {
         glommio::spawn_local(async move { service.tend(&keys, id).await }).detach();
     }
 
-    async fn open(&mut self, seed: ShardSeed, inbox: Inbox) -> Result<(), String> {
+    async fn open(&mut self, seed: DrivesSeed, inbox: Inbox) -> Result<(), String> {
         let (keys, service) = self.keys.clone().ok_or("it has no keys")?;
-        let shard = seed.open().await.map_err(|e| e.to_string())?;
-        let operations = ops::Store::new(shard.clone(), Rc::clone(&keys), self.plan.ops.clone());
+        let drives = seed.open().await.map_err(|e| e.to_string())?;
+        let operations = ops::Store::new(drives.clone(), Rc::clone(&keys), self.plan.ops.clone());
         let (stop, stopping) = oneshot::channel::<()>();
         let stopping = stopping.map(drop).shared();
         let work = {
-            let (shard, downloads) = (Rc::clone(&shard), operations.clone());
+            let (drives, downloads) = (Rc::clone(&drives), operations.clone());
             let (first, age) = (self.id == 0, self.plan.stale_uploads);
             async move {
                 let stale = async {
                     if first {
-                        abort_stale_uploads(&shard, age).await;
+                        abort_stale_uploads(&drives, age).await;
                     }
                 };
                 futures_util::future::join3(
-                    inbox.work(Rc::clone(&shard), stopping.clone()),
+                    inbox.work(Rc::clone(&drives), stopping.clone()),
                     or(downloads.watch_downloads(), stopping.clone()),
                     or(stale, stopping.clone()),
                 )
@@ -272,7 +272,7 @@ impl Here {
             Some(KmsApi::new(Arc::clone(service.kms()), keys)),
         );
         self.store = Some(OpenStore {
-            shard,
+            drives,
             operations,
             stop: Some(stop),
             work: Some(glommio::spawn_local(work).detach()),
@@ -288,19 +288,19 @@ impl Here {
         store.operations.end_downloads();
         store.end_work().await;
         let OpenStore {
-            shard, operations, ..
+            drives, operations, ..
         } = store;
         drop(operations);
         // Requests end when they are polled next, commits when they are durable.
         let end = Instant::now() + limits::CLOSE_PATIENCE;
-        while Rc::strong_count(&shard) > 1 {
+        while !drives.is_idle() {
             if Instant::now() >= end {
                 tracing::warn!("requests still hold the store that is to be locked");
                 return;
             }
             glommio::timer::sleep(limits::CLOSE_LOOK).await;
         }
-        shard.close().await;
+        drives.close().await;
     }
 }
 
@@ -314,9 +314,9 @@ impl OpenStore {
     }
 }
 
-async fn abort_stale_uploads(shard: &Rc<Shard>, age: Duration) {
+async fn abort_stale_uploads(drives: &Drives, age: Duration) {
     loop {
-        match shard.abort_stale_uploads(age).await {
+        match drives.abort_stale_uploads(age).await {
             Ok(0) => {}
             Ok(n) => tracing::info!("aborted {n} multipart uploads that nobody completed"),
             Err(e) => tracing::warn!("looking for stale multipart uploads: {e}"),

@@ -124,10 +124,14 @@ pub fn engine_fault(fault: engine::Error, at: At<'_>) -> S3Error {
             StatusCode::INSUFFICIENT_STORAGE,
             "The server has no space left for this object.",
         ),
+        E::DriveMissing(directory) => S3Error::with_message(
+            S3ErrorCode::ServiceUnavailable,
+            format!("A drive that this needs is missing on the server: {directory}"),
+        ),
         E::Closed => s3_error!(ServiceUnavailable, "The server is shutting down."),
         fault @ E::Io { .. } => internal(&fault, at),
         fault @ E::Corrupt { .. } => internal(&fault, at),
-        fault @ E::Unusable(_) => internal(&fault, at),
+        fault @ (E::Unusable(_) | E::InUse { .. }) => internal(&fault, at),
     }
 }
 
@@ -349,6 +353,7 @@ mod tests {
             (E::Replaced, "SlowDown", 503),
             (E::DiskFull, "InsufficientStorage", 507),
             (E::Closed, "ServiceUnavailable", 503),
+            (E::DriveMissing("/a".into()), "ServiceUnavailable", 503),
             (E::Unusable("x".into()), "InternalError", 500),
         ];
         for (fault, code, status) in cases {

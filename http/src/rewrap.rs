@@ -17,7 +17,7 @@ use futures_channel::oneshot;
 use futures_lite::future::block_on;
 use futures_util::{StreamExt, stream};
 use strongroom_engine::{
-    Error, Shard, Tally, Under, WrappedCursor, WrappedEntry, WrappedPage, WrappedQuery,
+    Drives, Error, Tally, Under, WrappedCursor, WrappedEntry, WrappedPage, WrappedQuery,
 };
 use strongroom_kms::{KeyState, Keys, KeysOptions, Kms, Source};
 
@@ -48,7 +48,7 @@ impl Objects {
     /// What stands under a key whose current version this is.
     pub fn under(&self, name: &str, current: u32) -> Result<Protected, String> {
         let tally = match self {
-            Objects::Served(shards) => wait(shards.begin(0, async |shard| shard.tally()))?,
+            Objects::Served(shards) => wait(shards.begin(0, async |drives| drives.tally()))?,
             Objects::AtRest(tally) => tally.clone(),
         };
         let mut protected = Protected::default();
@@ -180,7 +180,7 @@ impl Job<'_> {
                 let (kms, entries) = (Arc::clone(self.kms), page.entries);
                 running.push_back(
                     self.shards
-                        .begin(next_shard, move |shard| batch(shard, kms, entries)),
+                        .begin(next_shard, move |drives| batch(drives, kms, entries)),
                 );
                 next_shard = (next_shard + 1) % self.shards.count();
             }
@@ -218,7 +218,7 @@ impl Job<'_> {
         };
         let page = self
             .shards
-            .begin(0, async move |shard| shard.wrapped(query).await);
+            .begin(0, async move |drives| drives.wrapped(query).await);
         wait(page)?.map_err(|e| e.to_string())
     }
 
@@ -230,7 +230,7 @@ impl Job<'_> {
             tries -= 1;
             match wait(
                 self.shards
-                    .begin(0, async |shard| shard.settle_erasure().await),
+                    .begin(0, async |drives| drives.settle_erasure().await),
             )? {
                 Ok(()) => return Ok(()),
                 // Long listings hold an old state of the index.
@@ -248,8 +248,8 @@ impl Job<'_> {
     /// Destroys the older versions, once nothing new can come under them and nothing is left.
     fn retire(&mut self) -> Result<(), String> {
         let (source, name, to) = (Source::Embedded.as_str(), self.name.to_owned(), self.to);
-        wait(self.shards.begin(0, async move |shard| {
-            shard.refuse_older(source, &name, to).await
+        wait(self.shards.begin(0, async move |drives| {
+            drives.refuse_older(source, &name, to).await
         }))?
         .map_err(|e| e.to_string())?;
         let before = self.moved;
@@ -264,11 +264,11 @@ impl Job<'_> {
     }
 }
 
-/// Does some entries on a shard, a few at a time.
-async fn batch(shard: Rc<Shard>, kms: Arc<Kms>, entries: Vec<WrappedEntry>) -> Batch {
+/// Does some entries on a core, a few at a time.
+async fn batch(drives: Rc<Drives>, kms: Arc<Kms>, entries: Vec<WrappedEntry>) -> Batch {
     let keys = Keys::of_keystore(kms, KeysOptions::default());
     let outcomes = stream::iter(&entries)
-        .map(|entry| move_one(&shard, &keys, entry))
+        .map(|entry| move_one(&drives, &keys, entry))
         .buffer_unordered(limits::REWRAPS_AT_ONCE);
     outcomes
         .fold(Batch::default(), async |mut batch, outcome| {
@@ -283,7 +283,7 @@ async fn batch(shard: Rc<Shard>, kms: Arc<Kms>, entries: Vec<WrappedEntry>) -> B
 }
 
 /// Moves one object or upload; false where it was replaced or deleted since it was found.
-async fn move_one(shard: &Rc<Shard>, keys: &Keys, entry: &WrappedEntry) -> Result<bool, String> {
+async fn move_one(drives: &Drives, keys: &Keys, entry: &WrappedEntry) -> Result<bool, String> {
     let (bucket, key) = (entry.bucket.as_str(), entry.key.as_str());
     let at = At::object(bucket, key);
     let told = |reason: &str| {
@@ -303,6 +303,7 @@ async fn move_one(shard: &Rc<Shard>, keys: &Keys, entry: &WrappedEntry) -> Resul
     let encryption = new
         .encryption
         .ok_or_else(|| told("it would not be sealed any more"))?;
+    let shard = drives.of(bucket, key).map_err(|e| told(&e.to_string()))?;
     let (shard, entry) = (Rc::clone(shard), entry.clone());
     let commit = async move {
         let WrappedEntry {

@@ -10,7 +10,7 @@
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU64;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strongroom_engine::secret::Secret;
 use strongroom_engine::simd::{self, cpu, md5};
-use strongroom_engine::{DataDir, Engine, EngineOptions};
+use strongroom_engine::{DataDirs, EngineOptions, Engines};
 use strongroom_kms::{
     Caller, DEFAULT_KEY, Error, Generated, Keys, KeysOptions, Kms, Outage, RootKey,
 };
@@ -43,7 +43,11 @@ use crate::{auth, limits, ops, root_key, work};
 pub fn run(options: Serve) -> Result<(), String> {
     prepare_process();
     deny_features()?;
-    let dir = Arc::new(lock(&options.data_dir)?);
+    let dirs = Arc::new(lock(&config::directories(&options.data_dirs)?)?);
+    if let Some(missing) = dirs.missing().next() {
+        left_out(&missing.why);
+    }
+    let homes = dirs.paths();
     let shards = shard_cores(options.shards);
     let listeners = bind(options.address, shards.len()).map_err(|e| {
         format!(
@@ -52,13 +56,13 @@ pub fn run(options: Serve) -> Result<(), String> {
         )
     })?;
     let address = listeners[0].local_addr().map_err(|e| e.to_string())?;
-    let root = RootCredentials::load_or_make(dir.path())?;
-    let admin = Arc::new(Admin::new(dir.path()));
+    let root = RootCredentials::load_or_make(&homes)?;
+    let admin = Arc::new(Admin::new(&homes));
     let socket = admin::serve(Arc::clone(&admin))
-        .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
+        .map_err(|e| format!("the admin socket in {}: {e}", listed(&homes)))?;
     let (events, told) = mpsc::channel();
     watch_signals(events.clone(), Arc::clone(&admin))?;
-    let certificates = open_certificates(&options, dir.path())?.map(Arc::new);
+    let certificates = open_certificates(&options, &homes)?.map(Arc::new);
     let tls = certificates
         .as_ref()
         .map(|c| c.server_config())
@@ -77,15 +81,15 @@ pub fn run(options: Serve) -> Result<(), String> {
         watch(Arc::clone(certificates));
     }
 
-    let is_new = dir.superblock().map_err(|e| e.to_string())?.is_none();
+    let is_new = dirs.superblock().map_err(|e| e.to_string())?.is_none();
     let waits = || health.set(State::Locked("it waits for its root key".into()));
-    let Some(kms) = open_keystore(dir.path(), is_new, &admin, waits)?.map(Arc::new) else {
+    let Some(kms) = open_keystore(&homes, is_new, &admin, waits)?.map(Arc::new) else {
         return Ok(());
     };
     health.set(State::Starting);
     let keys = KeyService::open(
         &options.key_service,
-        &options.certs_dir(),
+        &options.certs_dir(&homes),
         Arc::clone(&kms),
         is_new,
     )?;
@@ -95,7 +99,7 @@ pub fn run(options: Serve) -> Result<(), String> {
     keys.watch_certificates();
     watch_deletions(Arc::clone(&kms));
     let keeper = StoreKeeper::of_server(
-        Arc::clone(&dir),
+        Arc::clone(&dirs),
         Arc::clone(&kms),
         cores.give_keys(&keys),
         move |settle| events.send(Event::Settle(settle)).is_ok(),
@@ -103,7 +107,7 @@ pub fn run(options: Serve) -> Result<(), String> {
     let mut house = House {
         shards: shards.len(),
         options,
-        dir,
+        dirs,
         kms,
         admin,
         health,
@@ -139,13 +143,13 @@ enum Event {
 struct House {
     options: Serve,
     shards: usize,
-    dir: Arc<DataDir>,
+    dirs: Arc<DataDirs>,
     kms: Arc<Kms>,
     admin: Arc<Admin>,
     health: Arc<Health>,
     cores: Cores,
     keeper: Arc<StoreKeeper>,
-    store: Option<Engine>,
+    store: Option<Engines>,
     /// Why the store is locked, as it was logged last.
     told_why: Option<String>,
 }
@@ -207,27 +211,28 @@ impl House {
 
     fn open(&mut self, key: &Secret) -> Result<(), String> {
         let cache = self.options.cache_bytes();
-        let mut engine = open_engine(&self.dir, key, self.shards, cache)?;
+        let mut engines = open_engines(&self.dirs, key, self.shards, cache)?;
         if let Some(rate) = NonZeroU64::new(self.options.scrub_rate) {
             let kms = Arc::clone(&self.kms);
             // Keys at KES are left alone: nearly every object has a data key of its own, so a pass would be a call for each, that
             // no client asked for and that stands in the audit log of KES. `strongroom verify` makes these calls.
-            let keys = || LocalKeys::here(Keys::new(kms, None, KeysOptions::default()));
-            engine.start_scrub(rate, keys).map_err(|e| e.to_string())?;
+            let keys =
+                move || LocalKeys::here(Keys::new(Arc::clone(&kms), None, KeysOptions::default()));
+            engines.start_scrub(rate, keys).map_err(|e| e.to_string())?;
         }
         let (shards, inboxes) = work::channels(self.shards);
-        self.cores.open(&engine, inboxes)?;
+        self.cores.open(&engines, inboxes)?;
         let store = admin::Store::Open {
             keeper: Arc::clone(&self.keeper),
             objects: Arc::new(Objects::Served(shards)),
-            observer: Some(engine.observer()),
+            observers: Some(engines.observers()),
         };
         self.admin.open(Arc::clone(&self.kms), store);
         self.health.set(State::Live);
         if self.told_why.take().is_some() {
             tracing::info!("the store is open");
         }
-        self.store = Some(engine);
+        self.store = Some(engines);
         Ok(())
     }
 
@@ -287,11 +292,24 @@ fn words(why: &Error) -> String {
     }
 }
 
-/// Takes a data directory. A command that works without a server holds its lock a moment, so one in use is asked for again,
-/// for a while.
-pub(crate) fn lock(dir: &Path) -> Result<DataDir, String> {
-    let in_use = |e: &_| matches!(e, strongroom_engine::Error::Unusable(_));
-    patiently(limits::LOCK_PATIENCE, in_use, || DataDir::lock(dir)).map_err(|e| e.to_string())
+/// Takes the directories of a store. A command that works without a server holds their locks a moment, so one in use is asked
+/// for again, for a while.
+pub(crate) fn lock(dirs: &[PathBuf]) -> Result<DataDirs, String> {
+    let in_use = |e: &_| matches!(e, strongroom_engine::Error::InUse { .. });
+    patiently(limits::LOCK_PATIENCE, in_use, || DataDirs::lock(dirs)).map_err(|e| e.to_string())
+}
+
+/// Says that a drive is missing.
+fn left_out(why: &str) {
+    tracing::error!(
+        "a drive is left out: {why}. Until it is back, at the next start, its objects answer 503, and so do listings and the          deletion of buckets"
+    );
+}
+
+/// Directories in a sentence.
+fn listed(dirs: &[PathBuf]) -> String {
+    let names: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    names.join(", ")
 }
 
 /// Whoever denies a feature counts on it.
@@ -392,19 +410,19 @@ pub(crate) fn shard_cores(wanted: Option<u16>) -> Vec<usize> {
     (0..count).map(|i| allowed[i % allowed.len()]).collect()
 }
 
-/// Opens the keystore of a data directory this process holds; none where it was told to end meanwhile. On a first start it, the
+/// Opens the keystore of a store this process holds; none where it was told to end meanwhile. On a first start it, the
 /// root key and the default key may be made. `waits` is called before somebody is waited for.
 fn open_keystore(
-    dir: &Path,
+    dirs: &[PathBuf],
     first_start: bool,
     admin: &Admin,
     waits: impl FnOnce(),
 ) -> Result<Option<Kms>, String> {
     if first_start {
-        let (root, generated) = root_key::find_or_make(dir)?;
-        let kms = Kms::open(dir, root).map_err(|e| e.to_string())?;
+        let (root, generated) = root_key::find_or_make(dirs)?;
+        let kms = Kms::open(dirs, root).map_err(|e| e.to_string())?;
         if generated == Generated::Yes {
-            warn_of_new_root_key(dir);
+            warn_of_new_root_key(dirs);
         }
         // The keystore can be there before the store: a restored one, or that of a key server.
         return match kms.create_key(DEFAULT_KEY) {
@@ -412,11 +430,11 @@ fn open_keystore(
             Err(e) => Err(e.to_string()),
         };
     }
-    let Some(root) = root_key_or_wait(dir, admin, waits)? else {
+    let Some(root) = root_key_or_wait(dirs, admin, waits)? else {
         return Ok(None);
     };
     // A keystore that is gone must not be replaced by an empty one.
-    let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
+    let kms = Kms::open_existing(dirs, root).map_err(|e| e.to_string())?;
     if let Some(outage @ Outage::Lost(_)) = kms.outage() {
         tracing::error!("{outage}. Until then what needs a key answers 503");
     }
@@ -424,30 +442,30 @@ fn open_keystore(
 }
 
 /// What whoever made a root key by starting the server has to know.
-pub(crate) fn warn_of_new_root_key(dir: &Path) {
+pub(crate) fn warn_of_new_root_key(dirs: &[PathBuf]) {
     tracing::warn!(
         "made {}: it opens every key of this store. It protects disks and backups that leave without it; it does not protect \
          against someone who can read this directory. Keep a copy elsewhere: without it all data is lost. \
          STRONGROOM_KMS_ROOT_KEY or STRONGROOM_KMS_ROOT_KEY_FILE keep it off this disk.",
-        root_key::path(dir).display()
+        root_key::path(dirs).display()
     );
 }
 
 /// The root key of a keystore that is there; where it is kept by people, they are waited for. None where the process is told to
 /// end before they come.
 pub(crate) fn root_key_or_wait(
-    dir: &Path,
+    dirs: &[PathBuf],
     admin: &Admin,
     waits: impl FnOnce(),
 ) -> Result<Option<RootKey>, String> {
-    match root_key::find(dir)? {
+    match root_key::find(dirs)? {
         Some(root) => Ok(Some(root)),
-        None if root_key::can_be_brought(dir) => {
+        None if root_key::can_be_brought(dirs) => {
             tracing::warn!("{}", admin::LOCKED);
             waits();
             Ok(admin.wait_for_root_key())
         }
-        None => Err(root_key::missing(dir)),
+        None => Err(root_key::missing(dirs)),
     }
 }
 
@@ -480,12 +498,12 @@ pub(crate) fn watch_deletions(kms: Arc<Kms>) {
     }
 }
 
-pub(crate) fn open_engine(
-    dir: &DataDir,
+pub(crate) fn open_engines(
+    dirs: &DataDirs,
     store_key: &Secret,
     shards: usize,
     cache_bytes: u64,
-) -> Result<Engine, String> {
+) -> Result<Engines, String> {
     let begun = Instant::now();
     let options = EngineOptions {
         shards,
@@ -497,26 +515,30 @@ pub(crate) fn open_engine(
             std::process::exit(74);
         },
     };
-    let engine = Engine::open(dir, store_key, &options).map_err(|e| e.to_string())?;
-    let opening = engine.opening();
-    if !opening.clean {
-        tracing::info!(
-            "recovered in {:.1?}: {} bytes of uploads that were never acknowledged are given back",
-            begun.elapsed(),
-            opening.reclaimed_bytes
-        );
+    let engines = Engines::open(dirs, store_key, &options).map_err(|e| e.to_string())?;
+    let known = |why: &str| dirs.missing().any(|missing| missing.why == why);
+    for (directory, opening) in engines.openings() {
+        match opening {
+            Ok(opening) if !opening.clean => tracing::info!(
+                "{} recovered in {:.1?}: {} bytes of uploads that were never acknowledged are given back",
+                directory.display(),
+                begun.elapsed(),
+                opening.reclaimed_bytes
+            ),
+            Err(missing) if !known(missing.why.as_str()) => {
+                left_out(&format!("{}: {}", directory.display(), missing.why));
+            }
+            Ok(_) | Err(_) => {}
+        }
     }
-    Ok(engine)
+    Ok(engines)
 }
 
-fn open_certificates(options: &Serve, data_dir: &Path) -> Result<Option<Certificates>, String> {
+fn open_certificates(options: &Serve, dirs: &[PathBuf]) -> Result<Option<Certificates>, String> {
     if options.no_tls {
         return Ok(None);
     }
-    let dir = match &options.certs_dir {
-        Some(dir) => dir.clone(),
-        None => data_dir.join("certs"),
-    };
+    let dir = options.certs_dir(dirs);
     let wildcard = options.domain.iter().map(|domain| format!("*.{domain}"));
     let names = options
         .domain
@@ -608,7 +630,7 @@ fn announce(
         "Strongroom {}\n\n  Store        {}\n  Endpoint     {endpoint}\n  Credentials  {credentials}\n  Certificate  {certificate}\n  Region       {region}\n  Keys         {keys}\n  Kernels      {} (AES-256-GCM), {} (MD5)\n\n\
          Try:\n  {aws}aws --endpoint-url {endpoint} --region {region} s3 mb s3://first-bucket\n\nready\n",
         env!("CARGO_PKG_VERSION"),
-        house.dir.path().display(),
+        listed(&house.dirs.paths()),
         simd::kernel_name(),
         md5::kernel_name(),
     );

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use clap::ValueEnum;
 use strongroom_engine::secret::Secret;
-use strongroom_engine::{DataDir, Superblock};
+use strongroom_engine::{DataDirs, Superblock};
 use strongroom_kms::{Error, KeyLease, Keys, Kms, Source, WrappingKey};
 
 use crate::key_work::AskKeys;
@@ -67,9 +67,9 @@ impl From<Shut> for String {
     }
 }
 
-/// Opens the store key of a directory that this process holds, and moves it.
+/// Opens the store key of a store whose directories this process holds, and moves it.
 pub struct StoreKeeper {
-    dir: Arc<DataDir>,
+    dirs: Arc<DataDirs>,
     kms: Arc<Kms>,
     keys: AskKeys,
     /// Where to ask the process to open or lock its store, as the key now says; none in commands.
@@ -83,9 +83,9 @@ pub struct Settle(pub mpsc::Sender<()>);
 
 impl StoreKeeper {
     /// A keeper for a command.
-    pub fn new(dir: Arc<DataDir>, kms: Arc<Kms>, keys: AskKeys) -> Self {
+    pub fn new(dirs: Arc<DataDirs>, kms: Arc<Kms>, keys: AskKeys) -> Self {
         StoreKeeper {
-            dir,
+            dirs,
             kms,
             keys,
             settle: None,
@@ -95,33 +95,33 @@ impl StoreKeeper {
 
     /// A keeper for a process that opens and locks its store when asked by `settle`, which says whether it will.
     pub fn of_server(
-        dir: Arc<DataDir>,
+        dirs: Arc<DataDirs>,
         kms: Arc<Kms>,
         keys: AskKeys,
         settle: impl Fn(Settle) -> bool + Send + Sync + 'static,
     ) -> Self {
         StoreKeeper {
             settle: Some(Box::new(settle)),
-            ..Self::new(dir, kms, keys)
+            ..Self::new(dirs, kms, keys)
         }
     }
 
     /// Opens the key of a store that is there.
     pub fn open(&self) -> Result<Secret, Shut> {
-        self.dir.forget_old_wrapping()?;
-        match self.dir.superblock()? {
+        self.dirs.forget_old_wrapping()?;
+        match self.dirs.superblock()? {
             Some(superblock) => self.unwrap(superblock),
             None => Err(Shut::Broken(format!(
                 "there is no store in {}",
-                self.dir.path().display()
+                self.dirs.first().path().display()
             ))),
         }
     }
 
     /// As [`StoreKeeper::open`]; makes the store if there is none, and moves its key where it is wanted.
     pub fn open_or_make(&self, wanted: Option<MetadataKey>) -> Result<Secret, Shut> {
-        self.dir.forget_old_wrapping()?;
-        let Some(superblock) = self.dir.superblock()? else {
+        self.dirs.forget_old_wrapping()?;
+        let Some(superblock) = self.dirs.superblock()? else {
             return self.make(wanted.unwrap_or(MetadataKey::Local));
         };
         let above = WrappingKey::of(&superblock.wrapped_store_key)?;
@@ -176,7 +176,7 @@ impl StoreKeeper {
 
     /// The key that the store key stands under; none where that is the root key, or where there is no store.
     fn above(&self) -> Result<Option<WrappingKey>, String> {
-        let superblock = self.dir.superblock().map_err(|e| e.to_string())?;
+        let superblock = self.dirs.superblock().map_err(|e| e.to_string())?;
         superblock.map_or(Ok(None), |superblock| {
             WrappingKey::of(&superblock.wrapped_store_key).map_err(|e| e.to_string())
         })
@@ -194,7 +194,7 @@ impl StoreKeeper {
                 (wrapped, Some(lease))
             }
         };
-        self.dir.create(id, &wrapped)?;
+        self.dirs.create(id, &wrapped)?;
         *held = lease;
         Ok(secret)
     }
@@ -203,7 +203,7 @@ impl StoreKeeper {
         let wrapped = superblock.wrapped_store_key;
         if WrappingKey::of(&wrapped)?.is_none() {
             let opened = self.kms.unwrap_local(LABEL, &wrapped).map_err(|e| {
-                let place = self.dir.superblock_path();
+                let place = self.dirs.first().superblock_path();
                 Shut::Broken(format!(
                     "the store key in {} does not open: {e}",
                     place.display()
@@ -223,7 +223,7 @@ impl StoreKeeper {
 
     fn move_to_root(&self, key: &Secret) -> Result<(), Shut> {
         let mut held = self.lease();
-        self.dir
+        self.dirs
             .replace_store_key(&self.kms.wrap_local(LABEL, key.expose()))?;
         *held = None;
         tracing::info!(
@@ -234,10 +234,10 @@ impl StoreKeeper {
 
     fn move_to_kms(&self, key: &Secret) -> Result<(), Shut> {
         let mut held = self.lease();
-        let superblock = self.dir.superblock()?;
+        let superblock = self.dirs.superblock()?;
         let superblock = superblock.ok_or_else(|| Shut::Broken("the superblock is gone".into()))?;
         let (wrapped, lease) = self.wrap(&superblock.store_id, key)?;
-        self.dir.replace_store_key(&wrapped)?;
+        self.dirs.replace_store_key(&wrapped)?;
         *held = Some(lease);
         tracing::info!(
             "the store key stands under the default key of the key service now, and nowhere else: listings and HEAD lock with it"

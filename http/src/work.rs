@@ -1,13 +1,13 @@
-//! Work that other threads hand to the shards of an open store, and whose results they wait for.
+//! Work that other threads hand to the cores of an open store, and whose results they wait for.
 
 use std::pin::Pin;
 use std::rc::Rc;
 
 use futures_channel::{mpsc, oneshot};
 use futures_util::StreamExt;
-use strongroom_engine::Shard;
+use strongroom_engine::Drives;
 
-type Work = Box<dyn FnOnce(Rc<Shard>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+type Work = Box<dyn FnOnce(Rc<Drives>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
 /// The shards, as other threads reach them.
 pub struct Shards(Vec<mpsc::UnboundedSender<Work>>);
@@ -35,12 +35,12 @@ impl Shards {
     pub fn begin<T: Send + 'static, F: Future<Output = T> + 'static>(
         &self,
         shard: usize,
-        work: impl FnOnce(Rc<Shard>) -> F + Send + 'static,
+        work: impl FnOnce(Rc<Drives>) -> F + Send + 'static,
     ) -> oneshot::Receiver<T> {
         let (reply, result) = oneshot::channel();
         // A shard that is gone drops the work, and with it the reply.
-        let _ = self.0[shard].unbounded_send(Box::new(move |shard| {
-            let work = work(shard);
+        let _ = self.0[shard].unbounded_send(Box::new(move |drives| {
+            let work = work(drives);
             Box::pin(async move {
                 // Whoever asked may be gone.
                 let _ = reply.send(work.await);
@@ -52,10 +52,10 @@ impl Shards {
 
 impl Inbox {
     /// Does what comes in until `stop`, and then what was begun.
-    pub async fn work(self, shard: Rc<Shard>, stop: impl Future<Output = ()>) {
+    pub async fn work(self, drives: Rc<Drives>, stop: impl Future<Output = ()>) {
         self.0
             .take_until(stop)
-            .for_each_concurrent(None, |work| work(Rc::clone(&shard)))
+            .for_each_concurrent(None, |work| work(Rc::clone(&drives)))
             .await;
     }
 }

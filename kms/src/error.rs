@@ -111,6 +111,8 @@ pub enum Environment {
     },
     #[error("{what}: {problem}")]
     Configuration { what: String, problem: String },
+    #[error("{place} and {others} are not the same keystore: move one of them elsewhere")]
+    OtherKeystore { place: PathBuf, others: PathBuf },
     #[error("an earlier change of the keystore failed half-way; restart before changing keys")]
     KeystoreBroken,
 }

@@ -13,6 +13,7 @@ mod error;
 mod flight;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod homes;
 mod kes;
 mod keys;
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use cache::CacheLimits;
 pub use ciphertext::Algorithm;
 pub use context::{Context, canonical as canonical_context};
 pub use error::{Caller, Environment, Error, KeyProblem, Outage, Place};
+pub use homes::Homes;
 pub use kes::api_key::{ApiKey, ClientCertificate, identity_of_certificate};
 pub use kes::client::{
     Connection, KesClient, KesKey, KesStatus, LocalFuture, Request, Response, SendError,
@@ -62,7 +64,7 @@ pub use keystore::backup::Restored;
 pub use lease::{KeyHold, KeyLease};
 pub use root::{Generated, RootKey};
 pub use secret::DataKey;
-pub use settings::{Endpoint, KesCredentials, KesSettings, Remote};
+pub use settings::{Endpoint, KesCredentials, KesSettings, Remote, expand_ranges};
 pub use shares::Share;
 pub use static_key::StaticKey;
 pub use wrap::WrappingKey;
@@ -73,7 +75,7 @@ pub const DEFAULT_KEY: &str = "strongroom-default";
 const PURPOSE_LOCAL: &str = "strongroom local wrap v1";
 const LOCAL_VERSION: u8 = 1;
 
-/// The key service of one data directory, shared by all cores.
+/// The key service of one store, shared by all cores.
 ///
 /// Calls that change something wait for the disk, and those that take a key away also for commits under
 /// way: they belong on a thread that may block.
@@ -174,30 +176,32 @@ pub struct OpenedDataKey {
 }
 
 impl Kms {
-    /// Opens the keystore in the data directory, or makes one with the default key.
+    /// Opens the keystore of a store, the same in each of its directories, or makes one with the default key.
     ///
-    /// A keystore that was sealed stays sealed. The caller holds the data directory's lock.
-    pub fn open(dir: &Path, root: RootKey) -> Result<Kms, Error> {
-        let keystore = Keystore::open(dir, &root, Some(DEFAULT_KEY), now_ms())?;
+    /// A keystore that was sealed stays sealed. The caller holds the directories' locks.
+    pub fn open(homes: impl Into<Homes>, root: RootKey) -> Result<Kms, Error> {
+        let keystore = Keystore::open(&homes.into(), &root, Some(DEFAULT_KEY), now_ms())?;
         Ok(Self::over(keystore, &root))
     }
 
     /// As [`Kms::open`], but a keystore that is made holds no key: those of a key server are its clients'.
     /// One that was made here before and is gone is lost, as with [`Kms::open_existing`].
-    pub fn open_bare(dir: &Path, root: RootKey) -> Result<Kms, Error> {
-        if Files::were_made(dir) {
-            return Self::open_existing(dir, root);
+    pub fn open_bare(homes: impl Into<Homes>, root: RootKey) -> Result<Kms, Error> {
+        let homes = homes.into();
+        if Files::were_made(&homes) {
+            return Self::open_existing(&homes, root);
         }
-        let keystore = Keystore::open(dir, &root, None, now_ms())?;
+        let keystore = Keystore::open(&homes, &root, None, now_ms())?;
         Ok(Self::over(keystore, &root))
     }
 
     /// As [`Kms::open`], where there has to be a keystore: in a data directory that has objects, a missing
     /// one is damage, and a new one would only hide it. With a keystore that is missing or damaged, whatever
     /// needs a key fails with [`Outage::Lost`], until [`Kms::restore`].
-    pub fn open_existing(dir: &Path, root: RootKey) -> Result<Kms, Error> {
-        let keystore = match Keystore::open_existing(dir, &root) {
-            Err(Error::Corrupt(place)) => Keystore::lost(dir, place),
+    pub fn open_existing(homes: impl Into<Homes>, root: RootKey) -> Result<Kms, Error> {
+        let homes = homes.into();
+        let keystore = match Keystore::open_existing(&homes, &root) {
+            Err(Error::Corrupt(place)) => Keystore::lost(&homes, place),
             opened => opened?,
         };
         Ok(Self::over(keystore, &root))
@@ -215,21 +219,21 @@ impl Kms {
         }
     }
 
-    /// Whether the data directory holds a keystore.
+    /// Whether there is a keystore.
     #[must_use]
-    pub fn exists(dir: &Path) -> bool {
-        Files::exist(dir)
+    pub fn exists(homes: impl Into<Homes>) -> bool {
+        Files::exist(homes)
     }
 
-    /// Whether the data directory holds a keystore, or has held one.
+    /// Whether there is a keystore, or was one.
     #[must_use]
-    pub fn was_made(dir: &Path) -> bool {
-        Files::were_made(dir)
+    pub fn was_made(homes: impl Into<Homes>) -> bool {
+        Files::were_made(homes)
     }
 
-    /// Whether `root` opens the keystore in the data directory. Nothing is opened.
-    pub fn check_root(dir: &Path, root: &RootKey) -> Result<(), Error> {
-        Files::check_root(dir, root)
+    /// Whether `root` opens the keystore. Nothing is opened.
+    pub fn check_root(homes: impl Into<Homes>, root: &RootKey) -> Result<(), Error> {
+        Files::check_root(homes, root)
     }
 
     /// The key for whatever names none.
@@ -334,8 +338,8 @@ impl Kms {
     }
 
     /// Seals a keystore that no process has open: that needs no key. The caller holds the data directory's lock.
-    pub fn seal_at_rest(dir: &Path) -> Result<(), Error> {
-        Files::mark_sealed(dir)
+    pub fn seal_at_rest(homes: impl Into<Homes>) -> Result<(), Error> {
+        Files::mark_sealed(homes)
     }
 
     /// Loads the keys again, and lets them load at the next start.

@@ -95,6 +95,16 @@ impl RootKey {
         }
     }
 
+    /// Writes the key to a file of its own, as [`RootKey::load_or_generate`] does, where there is none.
+    pub fn store_new(&self, path: &Path) -> Result<(), Error> {
+        match self.store(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Error::io("cannot write the root key", path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn from_secret(secret: Secret32) -> RootKey {
         RootKey(secret)
     }

@@ -225,7 +225,7 @@ fn parse_endpoints(list: &str, what: &str) -> Result<Vec<Endpoint>, Error> {
     let bad = |problem: &str| Error::configuration(what, problem);
     let mut urls: Vec<String> = Vec::new();
     for url in list.split(',') {
-        expand(url.trim(), &mut urls)
+        expand_ranges(url.trim(), KES_ENDPOINTS_MAX, &mut urls)
             .ok_or_else(|| bad("a range is not of the form {1...4}, or is too long"))?;
     }
     let mut endpoints = Vec::with_capacity(urls.len());
@@ -240,12 +240,14 @@ fn parse_endpoints(list: &str, what: &str) -> Result<Vec<Endpoint>, Error> {
     Ok(endpoints)
 }
 
-fn expand(url: &str, out: &mut Vec<String>) -> Option<()> {
-    let Some((before, rest)) = url.split_once('{') else {
-        if out.len() >= KES_ENDPOINTS_MAX {
+/// Adds each text that one with ranges stands for: `r{1...2}` for `r1` and `r2`. None where a range is malformed, or where there
+/// are more than `max`.
+pub fn expand_ranges(text: &str, max: usize, out: &mut Vec<String>) -> Option<()> {
+    let Some((before, rest)) = text.split_once('{') else {
+        if out.len() >= max {
             return None;
         }
-        out.push(url.to_owned());
+        out.push(text.to_owned());
         return Some(());
     };
     let (range, after) = rest.split_once('}')?;
@@ -255,7 +257,7 @@ fn expand(url: &str, out: &mut Vec<String>) -> Option<()> {
             .then(|| text.parse::<u32>().ok())?
     };
     let (from, to) = (number(first)?, number(last)?);
-    if from > to || to - from >= u32::try_from(KES_ENDPOINTS_MAX).expect("small") {
+    if from > to || (to - from) as usize >= max {
         return None;
     }
     // A leading zero asks for numbers of that width.
@@ -264,7 +266,7 @@ fn expand(url: &str, out: &mut Vec<String>) -> Option<()> {
     } else {
         0
     };
-    (from..=to).try_for_each(|n| expand(&format!("{before}{n:0width$}{after}"), out))
+    (from..=to).try_for_each(|n| expand_ranges(&format!("{before}{n:0width$}{after}"), max, out))
 }
 
 fn parse_url(url: &str) -> Option<Endpoint> {

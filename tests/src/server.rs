@@ -41,6 +41,8 @@ pub struct Config {
     env: Vec<(String, String)>,
     root: Option<(String, String)>,
     data_dir: Option<PathBuf>,
+    /// Those of a store on several drives, in the order given.
+    data_dirs: Vec<PathBuf>,
     port: Option<u16>,
 }
 
@@ -70,6 +72,7 @@ impl Config {
             env: Vec::new(),
             root: Some((ROOT_USER.into(), ROOT_PASSWORD.into())),
             data_dir: None,
+            data_dirs: Vec::new(),
             port: None,
         }
     }
@@ -109,6 +112,12 @@ impl Config {
         self
     }
 
+    /// Uses these directories, one on each drive.
+    pub fn data_dirs(mut self, dirs: &[PathBuf]) -> Self {
+        self.data_dirs = dirs.to_vec();
+        self
+    }
+
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
         self
@@ -129,6 +138,7 @@ impl Config {
             .tempdir_in(binary::scratch())
             .expect("the scratch directory is writable");
         let data_dir = self.data_dir.clone();
+        let data_dir = data_dir.or_else(|| self.data_dirs.first().cloned());
         let data_dir = data_dir.unwrap_or_else(|| home.path().join("data"));
         let port = self.port.unwrap_or_else(free_port);
         let mut server = Server {
@@ -291,7 +301,11 @@ impl Server {
                 command.env_remove(name);
             }
         }
-        command.arg("serve").arg(&self.data_dir);
+        command.arg("serve");
+        match &config.data_dirs[..] {
+            [] => command.arg(&self.data_dir),
+            several => command.args(several),
+        };
         command.arg("--address").arg(self.address.to_string());
         command.arg("--shards").arg(config.shards.to_string());
         if config.scheme == Scheme::Http {

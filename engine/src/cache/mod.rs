@@ -47,6 +47,16 @@ pub struct CacheStats {
     pub capacity: u64,
 }
 
+impl std::ops::AddAssign for CacheStats {
+    fn add_assign(&mut self, other: CacheStats) {
+        self.hits += other.hits;
+        self.hit_bytes += other.hit_bytes;
+        self.misses += other.misses;
+        self.bytes += other.bytes;
+        self.capacity += other.capacity;
+    }
+}
+
 /// What asking for some packages of a run came to.
 pub enum Asked {
     /// Here they are.

@@ -42,6 +42,10 @@ pub enum Op {
     CreateBucket {
         name: String,
     },
+    /// Makes the bucket as it is on another drive, or makes it the same.
+    PutBucket {
+        bucket: Bucket,
+    },
     SetBucketEncryption {
         name: String,
         to: Option<BucketEncryption>,
@@ -349,6 +353,7 @@ impl Committer {
     fn apply(&mut self, op: Op, replies: &mut Vec<(oneshot::Sender<Reply>, Reply)>) -> Reply {
         match op {
             Op::CreateBucket { name } => self.create_bucket(name),
+            Op::PutBucket { bucket } => self.put_bucket(bucket),
             Op::SetBucketEncryption { name, to } => self.set_bucket_encryption(&name, to),
             Op::DeleteBucket { name } => {
                 // Emptiness is asked of the index itself.
@@ -650,6 +655,7 @@ impl Committer {
             name: name.clone(),
             created: rt::unix_millis(),
             encryption: None,
+            changed: None,
         };
         self.put_bucket(bucket)
     }
@@ -676,6 +682,9 @@ impl Committer {
                 })
             }
         };
+        // Of several drives the latest change holds, whatever the clock did.
+        let next = bucket.changed.map_or(0, |last| last + 1);
+        bucket.changed = Some(rt::unix_millis().max(next));
         self.put_bucket(bucket)
     }
 

@@ -287,6 +287,9 @@ pub struct Bucket {
     /// Default encryption; none where nothing was set.
     #[n(2)]
     pub encryption: Option<BucketEncryption>,
+    /// When the encryption was last set, in milliseconds since 1970; greater at each time. None where it never was.
+    #[n(3)]
+    pub changed: Option<u64>,
 }
 
 /// The encryption configuration of a bucket, as the client put it.
@@ -420,6 +423,7 @@ mod tests {
                 mode: Some(Mode::SseS3),
                 ..Default::default()
             }),
+            changed: None,
         }
     }
 
@@ -451,17 +455,23 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_skipped() {
-        // A later version's bucket: the three fields of today and a fourth.
-        let mut later = Vec::new();
-        minicbor::Encoder::new(&mut later)
-            .array(4)
-            .and_then(|e| e.str("b"))
-            .and_then(|e| e.u64(5))
-            .and_then(|e| e.null())
-            .and_then(|e| e.str("new"))
-            .unwrap();
-        let read: Bucket = minicbor::decode(&later).unwrap();
-        assert_eq!(read.name, "b");
+        // A bucket as it was first written, and a later version's: the four fields of today and a fifth.
+        for fields in [3, 5] {
+            let mut other = Vec::new();
+            let mut encoder = minicbor::Encoder::new(&mut other);
+            encoder
+                .array(fields)
+                .and_then(|e| e.str("b"))
+                .and_then(|e| e.u64(5))
+                .and_then(|e| e.null())
+                .unwrap();
+            if fields == 5 {
+                encoder.u64(7).and_then(|e| e.str("new")).unwrap();
+            }
+            let read: Bucket = minicbor::decode(&other).unwrap();
+            assert_eq!(read.name, "b");
+            assert_eq!(read.changed, (fields == 5).then_some(7));
+        }
     }
 
     #[test]

@@ -15,8 +15,12 @@ impl Index {
         let mut left = limits::WRAPPED_PAGE_EXAMINED;
         let (mut space, mut after) = match &query.after {
             None => (Space::Objects, Vec::new()),
-            Some(WrappedCursor { uploads: true, at }) => (Space::Uploads, at.clone()),
-            Some(WrappedCursor { uploads: false, at }) => (Space::Objects, at.clone()),
+            Some(WrappedCursor {
+                uploads: true, at, ..
+            }) => (Space::Uploads, at.clone()),
+            Some(WrappedCursor {
+                uploads: false, at, ..
+            }) => (Space::Objects, at.clone()),
         };
         loop {
             let from = (Bound::Excluded(after), Bound::<Vec<u8>>::Unbounded);
@@ -33,6 +37,7 @@ impl Index {
                 left -= 1;
                 if left == 0 || page.entries.len() >= query.max {
                     page.next = Some(WrappedCursor {
+                        drive: 0,
                         uploads: space == Space::Uploads,
                         at: entry.to_vec(),
                     });

@@ -34,6 +34,8 @@ pub struct WrappedQuery {
 /// Where a page ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrappedCursor {
+    /// Of several drives the one to go on with.
+    pub(crate) drive: usize,
     pub(crate) uploads: bool,
     pub(crate) at: Vec<u8>,
 }

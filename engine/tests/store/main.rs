@@ -1,6 +1,7 @@
 //! The engine's verbs on a real disk: what goes in comes out, survives a crash, and gives its space back.
 
 mod cache;
+mod drives;
 mod recover;
 mod rewrap;
 mod tally;

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::PathBuf;
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use strongroom_kms::{RootKey, Share};
@@ -12,25 +12,25 @@ use crate::{limits, root_key};
 
 /// Brings the root key: from where the surroundings say, else from people if they hold it. None where the process that
 /// holds the store finds it by itself.
-pub fn root_key(dir: &Path) -> Result<Option<RootKey>, String> {
+pub fn root_key(dirs: &[PathBuf]) -> Result<Option<RootKey>, String> {
     if let Some(root) = root_key::of_surroundings()? {
         return Ok(Some(root));
     }
-    if root_key::path(dir).exists() {
+    if root_key::path(dirs).exists() {
         return Ok(None);
     }
-    if root_key::passphrase_path(dir).exists() {
-        return by_passphrase(dir).map(Some);
+    if root_key::in_any(dirs, root_key::PASSPHRASE).exists() {
+        return by_passphrase(dirs).map(Some);
     }
-    if root_key::shares_path(dir).exists() {
+    if root_key::in_any(dirs, root_key::SHARES).exists() {
         return by_shares().map(Some);
     }
     Ok(None)
 }
 
 /// Asks for the passphrase.
-pub fn by_passphrase(dir: &Path) -> Result<RootKey, String> {
-    let path = root_key::passphrase_path(dir);
+pub fn by_passphrase(dirs: &[PathBuf]) -> Result<RootKey, String> {
+    let path = root_key::in_any(dirs, root_key::PASSPHRASE);
     if !path.exists() {
         return Err(format!(
             "no passphrase was set up: there is no {} (`strongroom kms root-key passphrase` makes it)",

@@ -12,7 +12,7 @@ use strongroom_engine::secret::Secret;
 use strongroom_engine::{Error, export};
 use zeroize::Zeroizing;
 
-use super::offline::{Offline, Place, Shut, name};
+use super::offline::{Offline, Shut, name};
 
 /// `strongroom decrypt`
 #[derive(Debug, Args)]
@@ -23,8 +23,10 @@ what went to standard output ends in front of the damage.
 Keys at KES servers, or a static key, are found by the variables that `strongroom serve --help` names
 (STRONGROOM_KMS_KES_ENDPOINT and so on, or MINIO_KMS_…).")]
 pub struct Decrypt {
-    #[command(flatten)]
-    place: Place,
+    /// Directory of the store, which no server may be serving; of a store on several drives the one with the object, or all as
+    /// /mnt/disk{1...4}
+    #[arg(value_name = "DATA_DIR", env = "STRONGROOM_DATA_DIR")]
+    data_dir: PathBuf,
 
     /// Which object
     #[arg(value_name = "BUCKET/KEY")]
@@ -50,7 +52,7 @@ pub fn run(command: &Decrypt) -> Result<(), String> {
         .as_deref()
         .map(customer_key)
         .transpose()?;
-    let store = Offline::open(&command.place.data_dir)?;
+    let store = Offline::open(std::slice::from_ref(&command.data_dir))?;
     let mut shut = None;
     let mut write = |out: &mut dyn Write| {
         let open = |encryption: &_| {
@@ -68,7 +70,8 @@ pub fn run(command: &Decrypt) -> Result<(), String> {
                 reason: e.to_string(),
             })
         };
-        export(&store.dir, &store.store_key, bucket, key, open, &mut sink)
+        let dir = store.dirs.of(bucket, key)?;
+        export(dir, &store.store_key, bucket, key, open, &mut sink)
     };
     let done = match &command.output {
         None => {

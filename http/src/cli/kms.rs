@@ -101,11 +101,11 @@ pub fn run(command: Kms) -> Result<(), String> {
         Kms::Seal(store) => store.perform(Request::KmsSeal)?,
         Kms::RootKey(command) => return root_key::run(command),
         Kms::Unseal(unseal) => {
-            let dir = &unseal.store.data_dir;
+            let dirs = &unseal.store.directories()?;
             let root = match (unseal.passphrase, unseal.shares) {
-                (true, _) => Some(SentKey::from(&ask::by_passphrase(dir)?)),
+                (true, _) => Some(SentKey::from(&ask::by_passphrase(dirs)?)),
                 (_, true) => Some(SentKey::from(&ask::by_shares()?)),
-                _ => root(dir)?,
+                _ => root(dirs)?,
             };
             unseal.store.perform(Request::KmsUnseal { root })?
         }
@@ -119,7 +119,7 @@ pub fn run(command: Kms) -> Result<(), String> {
             let request = Request::KmsBackup {
                 key: key.transpose()?,
                 file: store::absolute(&file.file)?,
-                root: root(&file.store.data_dir)?,
+                root: root(&file.store.directories()?)?,
             };
             file.store.perform(request)?
         }
@@ -128,7 +128,7 @@ pub fn run(command: Kms) -> Result<(), String> {
             let request = Request::KmsRestore {
                 key,
                 file: store::absolute(&file.file)?,
-                root: root(&file.store.data_dir)?,
+                root: root(&file.store.directories()?)?,
             };
             file.store.perform_or(request, store::offline_restoring)?
         }
@@ -153,8 +153,8 @@ fn load(path: &Path) -> Result<SentKey, String> {
 }
 
 /// The root key to send along, if it is not where the server finds it by itself.
-fn root(dir: &Path) -> Result<Option<SentKey>, String> {
-    Ok(ask::root_key(dir)?.as_ref().map(SentKey::from))
+fn root(dirs: &[PathBuf]) -> Result<Option<SentKey>, String> {
+    Ok(ask::root_key(dirs)?.as_ref().map(SentKey::from))
 }
 
 /// One `name: value` a line.

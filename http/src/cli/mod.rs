@@ -8,6 +8,7 @@ mod key;
 mod kms;
 pub mod offline;
 mod recover;
+mod replace_drive;
 mod root_key;
 mod status;
 mod store;
@@ -44,6 +45,8 @@ enum Command {
     Verify(verify::Verify),
     /// Make the index of a store anew that lost it, or whose index is damaged
     Recover(recover::Recover),
+    /// Put an empty directory in the place of a drive that is lost for good, and give up what lay on it
+    ReplaceDrive(replace_drive::ReplaceDrive),
     /// Write one object of a store that nobody serves to a file or standard output
     Decrypt(decrypt::Decrypt),
     /// Show what a store holds, what it takes on disk, and what is free
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => bench::run(&command),
         Command::Verify(command) => verify::run(&command),
         Command::Recover(command) => recover::run(&command),
+        Command::ReplaceDrive(command) => replace_drive::run(&command),
         Command::Decrypt(command) => decrypt::run(&command),
         Command::Status(store) => status::run(store),
     };
@@ -103,14 +107,23 @@ mod tests {
             panic!("serve")
         };
         assert_eq!(serve.address.to_string(), "127.0.0.1:9000");
-        assert_eq!(serve.certs_dir(), std::path::Path::new("data/certs"));
+        assert_eq!(serve.data_dirs, [std::path::Path::new("data")]);
         assert!(!serve.no_tls);
         assert_eq!(serve.drain_timeout.as_secs(), 10);
-        let cli = Cli::parse_from(["strongroom", "serve", "data", "--no-tls", "--shards", "2"]);
+        let cli = Cli::parse_from([
+            "strongroom",
+            "serve",
+            "data",
+            "more",
+            "--no-tls",
+            "--shards",
+            "2",
+        ]);
         let Command::Serve(serve) = cli.command else {
             panic!("serve")
         };
         assert!(serve.no_tls);
         assert_eq!(serve.shards, Some(2));
+        assert_eq!(serve.data_dirs.len(), 2);
     }
 }

@@ -3,7 +3,7 @@
 //! Keys of KES servers, or a static key, are found by the same variables as `strongroom serve` finds them.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
@@ -11,9 +11,10 @@ use futures_lite::future::block_on;
 use strongroom_engine::hierarchy::{self, Domain, SealedKey};
 use strongroom_engine::record::{Encryption, KmsKey, Mode};
 use strongroom_engine::secret::Secret;
-use strongroom_engine::{DataDir, KeyAnswer, ObjectKeys};
+use strongroom_engine::{DataDirs, KeyAnswer, ObjectKeys};
 use strongroom_kms::{Context, Error, Keys, Kms, OpenKey, Outage, Source};
 
+use crate::config;
 use crate::key_service::{self, KeyService};
 use crate::key_work::AskKeys;
 use crate::root_key;
@@ -23,31 +24,32 @@ use crate::store_key::StoreKeeper;
 /// Which store.
 #[derive(Debug, Args)]
 pub struct Place {
-    /// Directory of the store, which no server may be serving
-    #[arg(value_name = "DATA_DIR", env = "STRONGROOM_DATA_DIR")]
-    pub data_dir: PathBuf,
+    /// Directory of the store, which no server may be serving; of a store on several drives one, some or all
+    #[arg(value_name = "DATA_DIR", env = "STRONGROOM_DATA_DIR", required = true, num_args = 1..)]
+    pub data_dirs: Vec<PathBuf>,
 }
 
 /// A store this process holds.
 pub struct Offline {
-    pub dir: Arc<DataDir>,
+    pub dirs: Arc<DataDirs>,
     pub store_key: Secret,
     pub keys: LocalKeys,
 }
 
 impl Offline {
-    pub fn open(data_dir: &Path) -> Result<Offline, String> {
-        if !data_dir.join("superblock").exists() {
-            return Err(format!("there is no store in {}", data_dir.display()));
+    pub fn open(named: &[PathBuf]) -> Result<Offline, String> {
+        let named = config::directories(named)?;
+        if let Some(dir) = named.iter().find(|dir| !dir.join("superblock").exists()) {
+            return Err(format!("there is no store in {}", dir.display()));
         }
-        let dir = Arc::new(DataDir::lock(data_dir).map_err(|e| e.to_string())?);
-        let root = root_key::require(dir.path())?;
-        let kms = Kms::open_existing(dir.path(), root).map_err(|e| e.to_string())?;
+        let dirs = Arc::new(DataDirs::lock_some(&named).map_err(|e| e.to_string())?);
+        let root = root_key::require(&dirs.paths())?;
+        let kms = Kms::open_existing(&dirs.paths(), root).map_err(|e| e.to_string())?;
         let kms = Arc::new(kms);
-        let keys = keys(&dir, &kms)?;
-        let store_key = StoreKeeper::new(Arc::clone(&dir), kms, keys.clone()).open()?;
+        let keys = keys(&dirs, &kms)?;
+        let store_key = StoreKeeper::new(Arc::clone(&dirs), kms, keys.clone()).open()?;
         Ok(Offline {
-            dir,
+            dirs,
             store_key,
             keys: LocalKeys {
                 keys: Held::Elsewhere(keys),
@@ -58,18 +60,18 @@ impl Offline {
 }
 
 /// The keys of the key service that the surroundings name, for a command.
-fn keys(dir: &DataDir, kms: &Arc<Kms>) -> Result<AskKeys, String> {
-    let certs = crate::config::non_empty("STRONGROOM_CERTS_DIR");
-    let certs = certs.map_or_else(|| dir.path().join("certs"), PathBuf::from);
+fn keys(dirs: &DataDirs, kms: &Arc<Kms>) -> Result<AskKeys, String> {
+    let certs = config::non_empty("STRONGROOM_CERTS_DIR");
+    let certs = certs.map_or_else(|| root_key::in_any(&dirs.paths(), "certs"), PathBuf::from);
     let options = key_service::Options::default();
     let service = KeyService::open(&options, &certs, Arc::clone(kms), false)?;
     AskKeys::of_command(Arc::new(service))
 }
 
 /// What opens the store key, for a command.
-pub fn keeper(dir: &Arc<DataDir>, kms: &Arc<Kms>) -> Result<Arc<StoreKeeper>, String> {
-    let keys = keys(dir, kms)?;
-    let keeper = StoreKeeper::new(Arc::clone(dir), Arc::clone(kms), keys);
+pub fn keeper(dirs: &Arc<DataDirs>, kms: &Arc<Kms>) -> Result<Arc<StoreKeeper>, String> {
+    let keys = keys(dirs, kms)?;
+    let keeper = StoreKeeper::new(Arc::clone(dirs), Arc::clone(kms), keys);
     Ok(Arc::new(keeper))
 }
 

@@ -5,7 +5,8 @@
 use std::io::{Write, stdout};
 
 use clap::Args;
-use strongroom_engine::{Finding, rebuild};
+use strongroom_engine::secret::Secret;
+use strongroom_engine::{DataDir, Finding, rebuild};
 
 use super::offline::{Offline, Place, name};
 
@@ -24,7 +25,18 @@ pub struct Recover {
 }
 
 pub fn run(command: &Recover) -> Result<(), String> {
-    let store = Offline::open(&command.place.data_dir)?;
+    let store = Offline::open(&command.place.data_dirs)?;
+    let several = store.dirs.present().count() > 1;
+    for dir in store.dirs.present() {
+        if several {
+            eprintln!("{}", dir.path().display());
+        }
+        recover(dir, &store.store_key)?;
+    }
+    Ok(())
+}
+
+fn recover(dir: &DataDir, store_key: &Secret) -> Result<(), String> {
     let say = |finding: Finding<'_>| match finding {
         Finding::Lost { bucket, key, why } => {
             // A reader that went away is no reason to stop half-way.
@@ -32,7 +44,7 @@ pub fn run(command: &Recover) -> Result<(), String> {
         }
         Finding::Note(what) => eprintln!("note: {what}"),
     };
-    let found = rebuild(&store.dir, &store.store_key, &say).map_err(|e| e.to_string())?;
+    let found = rebuild(dir, store_key, &say).map_err(|e| e.to_string())?;
     let holds = format!(
         "{} buckets, {} objects, {} open uploads",
         found.buckets, found.objects, found.uploads

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use strongroom_kms::{Kms, RootKey, Share};
@@ -41,29 +41,31 @@ pub struct Split {
 pub fn run(command: Command) -> Result<(), String> {
     match command {
         Command::Passphrase(store) => {
-            let dir = &store.data_dir;
-            let root = present(dir)?;
+            let dirs = &store.directories()?;
+            let root = present(dirs)?;
             let passphrase = ask::line("New passphrase: ")?;
             if std::io::IsTerminal::is_terminal(&std::io::stdin())
                 && ask::line("The same once more: ")? != passphrase
             {
                 return Err("nothing is changed: the two are not the same".into());
             }
-            let path = root_key::passphrase_path(dir);
-            root.store_under_passphrase(&path, &passphrase)
-                .map_err(|e| e.to_string())?;
-            super::print(&format!(
-                "{} holds the root key under the passphrase. {}\n",
-                path.display(),
-                advice(dir)
-            ))
+            for dir in dirs {
+                let path = dir.join(root_key::PASSPHRASE);
+                root.store_under_passphrase(&path, &passphrase)
+                    .map_err(|e| e.to_string())?;
+                super::print(&format!(
+                    "{} holds the root key under the passphrase.\n",
+                    path.display()
+                ))?;
+            }
+            super::print(&format!("{}\n", advice(dirs)))
         }
         Command::Split(split) => {
-            let dir = &split.store.data_dir;
-            let root = present(dir)?;
+            let dirs = &split.store.directories()?;
+            let root = present(dirs)?;
             let shares =
                 Share::split(&root, split.shares, split.threshold).map_err(|e| e.to_string())?;
-            note(dir, &split)?;
+            dirs.iter().try_for_each(|dir| note(dir, &split))?;
             for share in &shares {
                 super::print(&share.to_text())?;
                 super::print("\n")?;
@@ -72,7 +74,7 @@ pub fn run(command: Command) -> Result<(), String> {
                 "Any {} of these {} open the keystore. They are shown this once: give each to another holder. {}",
                 split.threshold,
                 split.shares,
-                advice(dir)
+                advice(dirs)
             );
             Ok(())
         }
@@ -80,18 +82,18 @@ pub fn run(command: Command) -> Result<(), String> {
 }
 
 /// The root key, which has to be that of the keystore.
-fn present(dir: &Path) -> Result<RootKey, String> {
-    let root = match ask::root_key(dir)? {
+fn present(dirs: &[PathBuf]) -> Result<RootKey, String> {
+    let root = match ask::root_key(dirs)? {
         Some(root) => root,
-        None => root_key::require(dir)?,
+        None => root_key::require(dirs)?,
     };
-    Kms::check_root(dir, &root).map_err(|e| e.to_string())?;
+    Kms::check_root(dirs, &root).map_err(|e| e.to_string())?;
     Ok(root)
 }
 
 /// Leaves word that there are shares.
 fn note(dir: &Path, split: &Split) -> Result<(), String> {
-    let path = root_key::shares_path(dir);
+    let path = dir.join(root_key::SHARES);
     let text = format!("shares: {}\nthreshold: {}\n", split.shares, split.threshold);
     let written = fs::File::create(&path).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
@@ -101,8 +103,8 @@ fn note(dir: &Path, split: &Split) -> Result<(), String> {
     written.map_err(|e| format!("{}: {e}", path.display()))
 }
 
-fn advice(dir: &Path) -> String {
-    let path = root_key::path(dir);
+fn advice(dirs: &[PathBuf]) -> String {
+    let path = root_key::path(dirs);
     match path.exists() {
         true => format!(
             "{} opens it as well: once it is taken off this machine, a start waits for `strongroom kms unseal`.",

@@ -47,5 +47,20 @@ fn block(status: &StoreStatus) -> String {
     for (name, bytes, what) in sizes {
         writeln!(out, "{name}: {bytes} bytes ({}; {what})", scaled(bytes)).expect("in memory");
     }
+    for drive in &status.drives {
+        let name = &drive.directory;
+        match drive.missing {
+            true => writeln!(out, "drive: {name}: missing"),
+            false => writeln!(
+                out,
+                "drive: {name}: {} objects of {}, live {}, free {}",
+                drive.objects,
+                scaled(drive.stored),
+                scaled(drive.live),
+                scaled(drive.free)
+            ),
+        }
+        .expect("in memory");
+    }
     out
 }

@@ -26,19 +26,27 @@ pub struct Verify {
 }
 
 pub fn run(command: &Verify) -> Result<(), String> {
-    let store = Offline::open(&command.place.data_dir)?;
-    let screen = Screen::shared();
-    let say = |event: Event<'_>| screen.lock().tell(&event);
-    let found = verify(&store.dir, &store.store_key, &store.keys, &say);
-    screen.lock().wipe();
-    let found = found.map_err(|e| e.to_string())?;
-    eprint!("{}", summary(&found));
-    match found.is_sound() {
-        true => Ok(()),
-        false => Err(format!(
-            "{} rotten objects, {} other findings",
-            found.rotten, found.damage
-        )),
+    let store = Offline::open(&command.place.data_dirs)?;
+    let several = store.dirs.present().count() > 1;
+    let (mut rotten, mut damage) = (0, 0);
+    for dir in store.dirs.present() {
+        if several {
+            eprintln!("{}", dir.path().display());
+        }
+        let screen = Screen::shared();
+        let say = |event: Event<'_>| screen.lock().tell(&event);
+        let found = verify(dir, &store.store_key, &store.keys, &say);
+        screen.lock().wipe();
+        let found = found.map_err(|e| e.to_string())?;
+        eprint!("{}", summary(&found));
+        if !found.is_sound() {
+            rotten += found.rotten;
+            damage += found.damage;
+        }
+    }
+    match (rotten, damage) {
+        (0, 0) => Ok(()),
+        _ => Err(format!("{rotten} rotten objects, {damage} other findings")),
     }
 }
 

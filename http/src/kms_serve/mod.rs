@@ -27,8 +27,9 @@ use door::Door;
 pub fn run(file: &Path) -> Result<(), String> {
     serve::prepare_process();
     let config = read_config(file)?;
-    let dir = serve::lock(&config.keystore)?;
-    let admin = Arc::new(Admin::new(dir.path()));
+    let dirs = serve::lock(std::slice::from_ref(&config.keystore))?;
+    let dir = dirs.first();
+    let admin = Arc::new(Admin::new(&dirs.paths()));
     let socket = admin::serve(Arc::clone(&admin))
         .map_err(|e| format!("the admin socket in {}: {e}", dir.path().display()))?;
     let kms = Arc::new(open(dir.path(), &admin)?);
@@ -89,10 +90,10 @@ fn open(dir: &Path, admin: &Admin) -> Result<Kms, String> {
                 in_clear.len()
             ));
         }
-        let (root, generated) = root_key::find_or_make(dir)?;
+        let (root, generated) = root_key::find_or_make(&[dir.to_owned()])?;
         let kms = Kms::open_bare(dir, root).map_err(|e| e.to_string())?;
         if generated == Generated::Yes {
-            serve::warn_of_new_root_key(dir);
+            serve::warn_of_new_root_key(&[dir.to_owned()]);
         }
         return Ok(kms);
     }
@@ -102,7 +103,7 @@ fn open(dir: &Path, admin: &Admin) -> Result<Kms, String> {
             in_clear.len()
         );
     }
-    let root = serve::root_key_or_wait(dir, admin, || ())?.ok_or("told to end")?;
+    let root = serve::root_key_or_wait(&[dir.to_owned()], admin, || ())?.ok_or("told to end")?;
     let kms = Kms::open_existing(dir, root).map_err(|e| e.to_string())?;
     if let Some(outage @ Outage::Lost(_)) = kms.outage() {
         tracing::error!("{outage}. Until then no key can be used");

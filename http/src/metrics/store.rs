@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use strongroom_engine::{Observer, simd};
+use strongroom_engine::{CacheStats, DiskStats, Observer, Observers, Scrubbed, Usage, simd};
 use strongroom_kms::{KeyState, Kms};
 
-use super::text::Text;
+use super::text::{Family, Text};
 
 /// Writes the families of a store and of its keys, as far as they are open. Looks at files, so it may block.
-pub fn families(text: &mut Text, store: Option<&Observer>, kms: Option<&Kms>) {
+pub fn families(text: &mut Text, store: Option<&Observers>, kms: Option<&Kms>) {
     text.gauge(
         "strongroom_info",
         "This server, and the kernels that its data goes through; always 1.",
@@ -22,6 +22,7 @@ pub fn families(text: &mut Text, store: Option<&Observer>, kms: Option<&Kms>) {
         1,
     );
     if let Some(store) = store {
+        drives(text, store);
         cache(text, store);
         disk(text, store);
         space(text, store);
@@ -32,8 +33,9 @@ pub fn families(text: &mut Text, store: Option<&Observer>, kms: Option<&Kms>) {
     }
 }
 
-fn cache(text: &mut Text, store: &Observer) {
-    let cache = store.cache();
+fn cache(text: &mut Text, store: &Observers) {
+    let mut cache = CacheStats::default();
+    store.present().for_each(|drive| cache += drive.cache());
     text.counter(
         "strongroom_cache_hits_total",
         "Runs of sealed packages found in memory.",
@@ -58,30 +60,84 @@ fn cache(text: &mut Text, store: &Observer) {
     .is(cache.capacity);
 }
 
-fn disk(text: &mut Text, store: &Observer) {
-    let disk = store.disk();
-    let mut operations = text.counter(
+/// A value of each drive that is there, or of the only one, with its labels: the number of the drive only where there are several.
+fn each<T>(store: &Observers, of: impl Fn(&Observer) -> T) -> Vec<(Option<usize>, T)> {
+    let several = store.drives().len() > 1;
+    let drives = store.drives().iter().zip(1..);
+    drives
+        .filter_map(|(drive, number)| {
+            let observer = drive.observer.as_ref()?;
+            Some((several.then_some(number), of(observer)))
+        })
+        .collect()
+}
+
+/// Samples of one family, by kind and, where there are several, by drive.
+fn by_kind<T>(mut family: Family<'_>, drives: &[(Option<usize>, T)], kinds: &[Kind<T>]) {
+    for (number, value) in drives {
+        for (kind, of) in kinds {
+            match number {
+                None => family.with(&[("kind", kind)], of(value)),
+                Some(number) => {
+                    family.with(&[("drive", number), ("kind", kind)], of(value));
+                }
+            }
+        }
+    }
+}
+
+type Kind<T> = (&'static str, fn(&T) -> u64);
+
+fn drives(text: &mut Text, store: &Observers) {
+    if store.drives().len() == 1 {
+        return;
+    }
+    let mut up = text.gauge(
+        "strongroom_drive_up",
+        "Whether the drive was there at the start.",
+    );
+    for (drive, number) in store.drives().iter().zip(1..) {
+        up.with(&[("drive", &number)], u8::from(drive.observer.is_some()));
+    }
+}
+
+fn disk(text: &mut Text, store: &Observers) {
+    let disks = each(store, Observer::disk);
+    let operations: [Kind<DiskStats>; 3] = [
+        ("read", |disk| disk.reads),
+        ("write", |disk| disk.writes),
+        ("sync", |disk| disk.syncs),
+    ];
+    let family = text.counter(
         "strongroom_disk_operations_total",
         "Operations on segments.",
     );
-    operations.with(&[("kind", &"read")], disk.reads);
-    operations.with(&[("kind", &"write")], disk.writes);
-    operations.with(&[("kind", &"sync")], disk.syncs);
-    let mut bytes = text.counter(
+    by_kind(family, &disks, &operations);
+    let bytes: [Kind<DiskStats>; 2] = [
+        ("read", |disk| disk.read_bytes),
+        ("write", |disk| disk.written_bytes),
+    ];
+    let family = text.counter(
         "strongroom_disk_bytes_total",
         "Bytes read from and written to segments.",
     );
-    bytes.with(&[("kind", &"read")], disk.read_bytes);
-    bytes.with(&[("kind", &"write")], disk.written_bytes);
+    by_kind(family, &disks, &bytes);
 }
 
-fn space(text: &mut Text, store: &Observer) {
-    let usage = match store.usage() {
-        Ok(usage) => usage,
-        Err(e) => {
-            tracing::warn!("metrics lack what the store takes: {e}");
-            return;
+fn space(text: &mut Text, store: &Observers) {
+    let usages = each(store, Observer::usage);
+    let mut drives: Vec<(Option<usize>, Usage)> = Vec::new();
+    for (number, usage) in usages {
+        match usage {
+            Ok(usage) => drives.push((number, usage)),
+            Err(e) => {
+                tracing::warn!("metrics lack what the store takes: {e}");
+                return;
+            }
         }
+    }
+    let Some(usage) = Usage::of_all(drives.iter().map(|(_, usage)| *usage)) else {
+        return;
     };
     text.gauge("strongroom_buckets", "Buckets.")
         .is(usage.buckets);
@@ -91,43 +147,49 @@ fn space(text: &mut Text, store: &Observer) {
         .is(usage.object_bytes);
     text.gauge("strongroom_uploads", "Multipart uploads under way.")
         .is(usage.uploads);
-    let mut space = text.gauge(
+    let kinds: [Kind<Usage>; 6] = [
+        ("live", |usage| usage.live),
+        ("dead", |usage| usage.dead),
+        ("index", |usage| usage.index),
+        ("index-dead", |usage| usage.index_dead),
+        ("free", |usage| usage.room.free),
+        ("reserve", |usage| usage.room.reserve),
+    ];
+    let family = text.gauge(
         "strongroom_space_bytes",
         "Space on disk: of objects (live), being given back or reserved ahead (dead), of the index and of what is dead in it, \
          free, and kept free for deleting (reserve).",
     );
-    space.with(&[("kind", &"live")], usage.live);
-    space.with(&[("kind", &"dead")], usage.dead);
-    space.with(&[("kind", &"index")], usage.index);
-    space.with(&[("kind", &"index-dead")], usage.index_dead);
-    space.with(&[("kind", &"free")], usage.room.free);
-    space.with(&[("kind", &"reserve")], usage.room.reserve);
+    by_kind(family, &drives, &kinds);
 }
 
-fn scrub(text: &mut Text, store: &Observer) {
-    let scrubbed = store.scrubbed();
+fn scrub(text: &mut Text, store: &Observers) {
+    let scrubs = each(store, Observer::scrubbed);
+    let sum =
+        |of: fn(&Scrubbed) -> u64| scrubs.iter().map(|(_, scrubbed)| of(scrubbed)).sum::<u64>();
+    let passes = scrubs.iter().map(|(_, scrubbed)| scrubbed.passes).min();
     text.counter("strongroom_scrub_passes_total", "Times that all was read.")
-        .is(scrubbed.passes);
+        .is(passes.unwrap_or(0));
     text.counter(
         "strongroom_scrub_objects_total",
         "Objects looked at for rot.",
     )
-    .is(scrubbed.objects);
+    .is(sum(|scrubbed| scrubbed.objects));
     text.counter(
         "strongroom_scrub_unopened_total",
         "Objects among them whose keys were not at hand: their structure was checked, their tags were not.",
     )
-    .is(scrubbed.unopened);
+    .is(sum(|scrubbed| scrubbed.unopened));
     text.counter(
         "strongroom_scrub_bytes_total",
         "Bytes read to look for rot.",
     )
-    .is(scrubbed.bytes);
+    .is(sum(|scrubbed| scrubbed.bytes));
     text.counter(
         "strongroom_scrub_rotten_total",
         "Rotten objects found; each counts once in a pass.",
     )
-    .is(scrubbed.rotten);
+    .is(sum(|scrubbed| scrubbed.rotten));
 }
 
 fn keys(text: &mut Text, kms: &Kms) {

@@ -12,10 +12,14 @@ pub async fn abort_multipart_upload(
 ) -> S3Result<AbortMultipartUploadOutput> {
     let input = request.input;
     let at = At::upload(&input.bucket, &input.key, &input.upload_id);
-    inner.shard.bucket(at.bucket).at(at)?;
+    inner.drives.bucket(at.bucket).at(at)?;
     let id = parse_upload_id(at.upload).at(at)?;
     if let Some(expected) = &input.if_match_initiated_time {
-        let upload = inner.shard.upload(at.bucket, at.key, &id).await.at(at)?;
+        let upload = inner
+            .shard(at)?
+            .upload(at.bucket, at.key, &id)
+            .await
+            .at(at)?;
         // The header has no fractions of a second.
         let mut text = Vec::new();
         let written = expected.format(TimestampFormat::HttpDate, &mut text);
@@ -24,7 +28,7 @@ pub async fn abort_multipart_upload(
         }
     }
     inner
-        .shard
+        .shard(at)?
         .abort_upload(at.bucket, at.key, &id)
         .await
         .at(at)?;

@@ -22,10 +22,10 @@ pub async fn put_bucket_encryption(
 ) -> S3Result<()> {
     let at = At::bucket(bucket);
     require_integrity(headers)?;
-    inner.shard.bucket(bucket).at(at)?;
+    inner.drives.bucket(bucket).at(at)?;
     let asked = xml::read_bucket(body)?;
     inner
-        .shard
+        .drives
         .set_bucket_encryption(bucket, Some(asked))
         .await
         .at(at)
@@ -33,7 +33,7 @@ pub async fn put_bucket_encryption(
 
 /// The rule in force: the bucket's, or the server's where the bucket has none.
 pub fn get_bucket_encryption(inner: &Inner, bucket: &str) -> S3Result<Vec<u8>> {
-    let bucket = inner.shard.bucket(bucket).at(At::bucket(bucket))?;
+    let bucket = inner.drives.bucket(bucket).at(At::bucket(bucket))?;
     xml::write_bucket(&in_force(&inner.rules(&bucket))?)
 }
 
@@ -44,7 +44,7 @@ pub async fn delete_bucket_encryption(
 ) -> S3Result<DeleteBucketEncryptionOutput> {
     let name = request.input.bucket;
     inner
-        .shard
+        .drives
         .set_bucket_encryption(&name, None)
         .await
         .at(At::bucket(&name))?;

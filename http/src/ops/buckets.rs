@@ -41,7 +41,7 @@ pub async fn list_buckets(
         .bucket_region
         .is_none_or(|region| region == inner.config.region);
     let prefix = input.prefix.as_deref().unwrap_or_default();
-    let mut matching = inner.shard.buckets().into_iter().filter(|bucket| {
+    let mut matching = inner.drives.buckets().into_iter().filter(|bucket| {
         here && bucket.name.starts_with(prefix)
             && after.as_ref().is_none_or(|after| bucket.name > *after)
     });
@@ -80,7 +80,7 @@ pub async fn create_bucket(
     {
         return Err(not_implemented("x-amz-object-ownership"));
     }
-    match inner.shard.create_bucket(&bucket).await {
+    match inner.drives.create_bucket(&bucket).await {
         Ok(()) => {}
         // As in the oldest region, where creating what one owns is no error.
         Err(Error::BucketExists) if inner.config.region == US_EAST_1 => {}
@@ -96,7 +96,7 @@ pub async fn head_bucket(
     request: S3Request<HeadBucketInput>,
 ) -> S3Result<HeadBucketOutput> {
     let bucket = request.input.bucket;
-    inner.shard.bucket(&bucket).at(At::bucket(&bucket))?;
+    inner.drives.bucket(&bucket).at(At::bucket(&bucket))?;
     Ok(HeadBucketOutput {
         bucket_region: Some(inner.config.region.clone()),
         ..Default::default()
@@ -109,7 +109,7 @@ pub async fn delete_bucket(
 ) -> S3Result<DeleteBucketOutput> {
     let bucket = request.input.bucket;
     inner
-        .shard
+        .drives
         .delete_bucket(&bucket)
         .await
         .at(At::bucket(&bucket))?;
@@ -121,7 +121,7 @@ pub async fn get_bucket_location(
     request: S3Request<GetBucketLocationInput>,
 ) -> S3Result<GetBucketLocationOutput> {
     let bucket = request.input.bucket;
-    inner.shard.bucket(&bucket).at(At::bucket(&bucket))?;
+    inner.drives.bucket(&bucket).at(At::bucket(&bucket))?;
     let region = match inner.config.region.as_str() {
         US_EAST_1 => "",
         region => region,

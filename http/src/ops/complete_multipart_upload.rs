@@ -34,10 +34,10 @@ pub async fn complete_multipart_upload(
     let at = At::upload(&input.bucket, &input.key, &input.upload_id);
     let headers = headers(&request.headers, &request.extensions);
 
-    inner.shard.bucket(at.bucket).at(at)?;
+    inner.drives.bucket(at.bucket).at(at)?;
     let id = parse_upload_id(at.upload).at(at)?;
     let listed = listed_parts(input.multipart_upload)?;
-    let upload = match inner.shard.upload(at.bucket, at.key, &id).await {
+    let upload = match inner.shard(at)?.upload(at.bucket, at.key, &id).await {
         Ok(upload) => upload,
         Err(Error::NoSuchUpload) => return repeat(inner, &id, at).await,
         Err(fault) => return Err(engine_fault(fault, at)),
@@ -96,7 +96,7 @@ pub async fn complete_multipart_upload(
         None => None,
     };
     let complete = {
-        let shard = Rc::clone(&inner.shard);
+        let shard = Rc::clone(inner.shard(at)?);
         let (bucket, key) = (at.bucket.to_owned(), at.key.to_owned());
         async move { shard.complete_upload(&bucket, &key, &id, done).await }
     };
@@ -333,7 +333,7 @@ async fn stored_parts(
     let mut after = 0;
     loop {
         let (page, more) = inner
-            .shard
+            .shard(at)?
             .parts(at.bucket, at.key, id, after, LIST_MAX)
             .await
             .at(at)?;
@@ -355,7 +355,7 @@ async fn repeat(
     at: At<'_>,
 ) -> S3Result<CompleteMultipartUploadOutput> {
     let gone = || engine_fault(Error::NoSuchUpload, at);
-    let found = match inner.shard.lookup(at.bucket, at.key).await {
+    let found = match inner.shard(at)?.lookup(at.bucket, at.key).await {
         Ok(found) => found,
         Err(Error::NoSuchKey) => return Err(gone()),
         Err(fault) => return Err(engine_fault(fault, at)),

@@ -33,7 +33,8 @@ pub async fn check_early(
     if *condition == Condition::default() {
         return Ok(());
     }
-    let current = match inner.shard.lookup(bucket, key).await {
+    let at = At::object(bucket, key);
+    let current = match inner.shard(at)?.lookup(bucket, key).await {
         Ok(found) => Some(found.object.etag.clone()),
         Err(Error::NoSuchKey) => None,
         Err(fault) => return Err(fault).at(At::object(bucket, key)),

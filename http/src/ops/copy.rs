@@ -46,7 +46,7 @@ impl Source {
         }
         check_version(version_id.as_deref())?;
         let at = At::object(&bucket, &key);
-        let found = inner.shard.lookup(&bucket, &key).await.at(at)?;
+        let found = inner.shard(at)?.lookup(&bucket, &key).await.at(at)?;
         let encryption = found.object.encryption.as_ref();
         let opened = access::of_copy_source(asked, encryption, at)?;
         condition::check_read(headers, Of::CopySource, &found.object)?;
@@ -75,7 +75,7 @@ impl Source {
         target: At<'_>,
     ) -> S3Result<()> {
         let mut frames = inner
-            .shard
+            .shard(self.at())?
             .read(&self.found, range, self.object_key.secret())
             .await
             .at(self.at())?;

@@ -39,7 +39,7 @@ pub async fn copy_object(
     metadata::check_supported(headers)?;
     metadata::check_key(&key)?;
     let replace = replaces(input.metadata_directive.as_ref())?;
-    let in_bucket = inner.shard.bucket(&bucket).at(at)?;
+    let in_bucket = inner.drives.bucket(&bucket).at(at)?;
     let encryption = inner.asked(headers, &request.extensions);
     let choice = decide(&encryption, &inner.rules(&in_bucket))?;
     let asked = algorithm(headers)?;
@@ -87,7 +87,11 @@ pub async fn copy_object(
         encryption: new.encryption.clone(),
         part: None,
     };
-    let mut stream = inner.shard.put(target, new.key.secret()).await.at(at)?;
+    let mut stream = inner
+        .shard(at)?
+        .put(target, new.key.secret())
+        .await
+        .at(at)?;
     source
         .pour(inner, 0..object.size, &mut stream, &mut intake, at)
         .await?;

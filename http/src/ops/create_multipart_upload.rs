@@ -25,7 +25,7 @@ pub async fn create_multipart_upload(
 
     metadata::check_supported(headers)?;
     metadata::check_key(&key)?;
-    let in_bucket = inner.shard.bucket(&bucket).at(at)?;
+    let in_bucket = inner.drives.bucket(&bucket).at(at)?;
     let encryption = inner.asked(headers, &request.extensions);
     let choice = decide(&encryption, &inner.rules(&in_bucket))?;
     let metadata = metadata::of_write(headers, input.metadata)?;
@@ -38,7 +38,7 @@ pub async fn create_multipart_upload(
     };
     let hold = new.key.hold(at)?;
     let create = {
-        let (shard, bucket, key) = (Rc::clone(&inner.shard), bucket.clone(), key.clone());
+        let (shard, bucket, key) = (Rc::clone(inner.shard(at)?), bucket.clone(), key.clone());
         async move { shard.create_upload(&bucket, &key, upload).await }
     };
     let id = sse::held(hold, create).await.at(at)?;

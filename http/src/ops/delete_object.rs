@@ -28,10 +28,11 @@ pub async fn delete_object(
         if_none_match: None,
         ..condition::of_write(headers)
     };
+    let at = At::object(&input.bucket, &input.key);
     inner
-        .shard
-        .delete(&input.bucket, &input.key, &condition)
+        .shard(at)?
+        .delete(at.bucket, at.key, &condition)
         .await
-        .at(At::object(&input.bucket, &input.key))?;
+        .at(at)?;
     Ok(DeleteObjectOutput::default())
 }

@@ -21,7 +21,7 @@ pub async fn delete_objects(
     let input = request.input;
     let bucket = input.bucket;
     require_integrity(&request.headers)?;
-    inner.shard.bucket(&bucket).at(At::bucket(&bucket))?;
+    inner.drives.bucket(&bucket).at(At::bucket(&bucket))?;
     if input.delete.objects.is_empty() || input.delete.objects.len() > LIST_MAX {
         return Err(s3_error!(
             MalformedXML,
@@ -72,11 +72,12 @@ async fn delete(inner: &Inner, bucket: &str, entry: &ObjectIdentifier) -> Result
         }),
         if_none_match: None,
     };
+    let at = At::object(bucket, &entry.key);
     inner
-        .shard
+        .shard(at)?
         .delete(bucket, &entry.key, &condition)
         .await
-        .at(At::object(bucket, &entry.key))?;
+        .at(at)?;
     Ok(())
 }
 

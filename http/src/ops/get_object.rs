@@ -92,7 +92,8 @@ pub async fn get_object(
         };
         let bytes = plan.bytes();
         let left = length(&bytes);
-        let read = inner.shard.read(&plan.found, bytes, object_key.secret());
+        let shard = inner.shard(at)?;
+        let read = shard.read(&plan.found, bytes, object_key.secret());
         match read.await {
             Err(engine::Error::Replaced) if tries > 1 => tries -= 1,
             stream => break (plan, object_key, sums, left, stream.at(at)?),
@@ -183,7 +184,7 @@ impl Plan {
         extensions: &Extensions,
         part: Option<i32>,
     ) -> S3Result<Self> {
-        let found = inner.shard.lookup(at.bucket, at.key).await.at(at)?;
+        let found = inner.shard(at)?.lookup(at.bucket, at.key).await.at(at)?;
         let object = &found.object;
         let asked = inner.asked(headers, extensions);
         let opened = access::of_read(&asked, object.encryption.as_ref(), at)?;
@@ -245,7 +246,7 @@ impl Plan {
         let part;
         let (blob, kind) = match (&object.data, self.part) {
             (Data::Parts(..), Some(number)) => {
-                part = inner.shard.part(&self.found, number).await.at(at)?;
+                part = inner.shard(at)?.part(&self.found, number).await.at(at)?;
                 let names = whole.map(checksum::names).unwrap_or_default();
                 let Some(named) = names.first() else {
                     return Ok(Fields::default());

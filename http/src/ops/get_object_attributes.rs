@@ -21,7 +21,7 @@ pub async fn get_object_attributes(
     let at = At::object(&input.bucket, &input.key);
     check_version(input.version_id.as_deref())?;
     let asked = Asked::of(&input.object_attributes)?;
-    let found = inner.shard.lookup(at.bucket, at.key).await.at(at)?;
+    let found = inner.shard(at)?.lookup(at.bucket, at.key).await.at(at)?;
     let object = &found.object;
     let encryption = inner.asked(&request.headers, &request.extensions);
     let opened = access::of_read(&encryption, object.encryption.as_ref(), at)?;
@@ -88,7 +88,7 @@ async fn list_parts(
         .and_then(|blob| checksum::names(blob).first().map(|n| n.algorithm));
     let mut listed = Vec::with_capacity(page.len());
     for part in page {
-        let stored = inner.shard.part(found, part.number).await.at(at)?;
+        let stored = inner.shard(at)?.part(found, part.number).await.at(at)?;
         let mut sums = match stored.checksum.as_deref() {
             Some(blob) => open(blob, object_key, at)?,
             None => Vec::new(),

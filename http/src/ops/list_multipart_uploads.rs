@@ -31,7 +31,7 @@ pub async fn list_multipart_uploads(
         max,
     };
     let page = inner
-        .shard
+        .drives
         .list_uploads(&input.bucket, query)
         .await
         .at(At::bucket(&input.bucket))?;

@@ -27,7 +27,7 @@ pub async fn list_objects(
         max,
     };
     let page = inner
-        .shard
+        .drives
         .list(&input.bucket, query)
         .await
         .at(At::bucket(&input.bucket))?;
@@ -70,7 +70,7 @@ pub async fn list_objects_v2(
         max,
     };
     let page = inner
-        .shard
+        .drives
         .list(&input.bucket, query)
         .await
         .at(At::bucket(&input.bucket))?;

@@ -17,7 +17,7 @@ pub async fn list_parts(
 ) -> S3Result<ListPartsOutput> {
     let input = request.input;
     let at = At::upload(&input.bucket, &input.key, &input.upload_id);
-    inner.shard.bucket(at.bucket).at(at)?;
+    inner.drives.bucket(at.bucket).at(at)?;
     let id = parse_upload_id(at.upload).at(at)?;
     let max = paging::page_size(input.max_parts, "max-parts")?;
     let marker = input.part_number_marker.unwrap_or_default();
@@ -27,11 +27,15 @@ pub async fn list_parts(
     }
     // There are no parts behind the greatest number.
     let after = u16::try_from(marker).unwrap_or(u16::MAX);
-    let upload = inner.shard.upload(at.bucket, at.key, &id).await.at(at)?;
+    let upload = inner
+        .shard(at)?
+        .upload(at.bucket, at.key, &id)
+        .await
+        .at(at)?;
     let (page, more) = match max {
         0 => (Vec::new(), false),
         max => inner
-            .shard
+            .shard(at)?
             .parts(at.bucket, at.key, &id, after, max)
             .await
             .at(at)?,

@@ -16,13 +16,13 @@ use s3s::dto::*;
 use s3s::route::S3Route;
 use s3s::{Body, S3, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
-use strongroom_engine::Shard;
 use strongroom_engine::record::{self, UploadId};
+use strongroom_engine::{Drives, Shard};
 use strongroom_kms::Keys;
 
 use crate::auth;
 use crate::config;
-use crate::error::invalid_argument;
+use crate::error::{At, OrS3, invalid_argument};
 use crate::limits;
 use crate::sse::{Asked, Rules};
 
@@ -103,7 +103,7 @@ pub struct Store {
 }
 
 struct Inner {
-    shard: Rc<Shard>,
+    drives: Rc<Drives>,
     keys: Rc<Keys>,
     config: Config,
     lanes: lanes::Lanes,
@@ -111,6 +111,11 @@ struct Inner {
 }
 
 impl Inner {
+    /// Where the object lies.
+    fn shard(&self, at: At<'_>) -> S3Result<&Rc<Shard>> {
+        self.drives.of(at.bucket, at.key).at(at)
+    }
+
     /// What a request says of encryption.
     fn asked<'a>(&self, headers: &'a HeaderMap, extensions: &Extensions) -> Asked<'a> {
         Asked::new(headers, extensions, self.config.allow_sse_c_without_tls)
@@ -127,11 +132,11 @@ impl Inner {
 }
 
 impl Store {
-    /// To be made and used on the shard's own thread.
-    pub fn new(shard: Rc<Shard>, keys: Rc<Keys>, config: Config) -> Self {
+    /// To be made and used on the thread of these drives.
+    pub fn new(drives: Rc<Drives>, keys: Rc<Keys>, config: Config) -> Self {
         Store {
             inner: SendWrapper::new(Rc::new(Inner {
-                shard,
+                drives,
                 keys,
                 config,
                 lanes: lanes::Lanes::default(),

@@ -23,7 +23,7 @@ pub async fn put_object(
 
     metadata::check_supported(headers)?;
     metadata::check_key(&key)?;
-    let in_bucket = inner.shard.bucket(&bucket).at(at)?;
+    let in_bucket = inner.drives.bucket(&bucket).at(at)?;
     let encryption = inner.asked(headers, &request.extensions);
     let choice = decide(&encryption, &inner.rules(&in_bucket))?;
     let metadata = metadata::of_write(headers, input.metadata)?;
@@ -57,10 +57,10 @@ pub async fn put_object(
         encryption: new.encryption.clone(),
         part: None,
     };
-    let secret = new.key.secret();
+    let (shard, secret) = (inner.shard(at)?, new.key.secret());
     let mut stream = match incoming.is_open_ended() {
-        true => inner.shard.put_open_ended(target, secret).await,
-        false => inner.shard.put(target, secret).await,
+        true => shard.put_open_ended(target, secret).await,
+        false => shard.put(target, secret).await,
     }
     .at(at)?;
     while let Some(frame) = incoming.next_under(&new.key, at).await {

@@ -30,7 +30,7 @@ pub async fn rewrap(
     // Under both: what is moved while its old key is taken away is gone with it.
     let holds = (object_key.hold(at)?, new.key.hold(at)?);
     let commit = {
-        let shard = Rc::clone(&inner.shard);
+        let shard = Rc::clone(inner.shard(at)?);
         let (bucket, key, sequence) = (at.bucket.to_owned(), at.key.to_owned(), found.sequence);
         async move {
             shard

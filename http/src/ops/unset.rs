@@ -15,7 +15,7 @@ macro_rules! of_bucket {
         $(
             pub async fn $operation(inner: &Inner, request: S3Request<$input>) -> S3Result<$output> {
                 let bucket = request.input.bucket;
-                inner.shard.bucket(&bucket).at(At::bucket(&bucket))?;
+                inner.drives.bucket(&bucket).at(At::bucket(&bucket))?;
                 let answer: fn(&str) -> S3Result<$output> = $answer;
                 answer(&bucket)
             }
@@ -95,8 +95,9 @@ pub async fn post_object(_: &Inner, _: S3Request<PostObjectInput>) -> S3Result<P
 }
 
 async fn check_object(inner: &Inner, bucket: &str, key: &str) -> S3Result<()> {
-    let found = inner.shard.lookup(bucket, key).await;
-    found.map(drop).at(At::object(bucket, key))
+    let at = At::object(bucket, key);
+    let found = inner.shard(at)?.lookup(bucket, key).await;
+    found.map(drop).at(at)
 }
 
 /// The owner may do everything, and nobody else anything.

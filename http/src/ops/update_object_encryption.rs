@@ -31,11 +31,11 @@ pub async fn update_object_encryption(
     let at = At::object(&place.bucket, &place.key);
     check_version(version)?;
     require_integrity(headers)?;
-    inner.shard.bucket(at.bucket).at(at)?;
+    inner.drives.bucket(at.bucket).at(at)?;
     let to = xml::read_object(body)?;
     let begun = Instant::now();
     for _ in 0..TRIES {
-        let found = inner.shard.lookup(at.bucket, at.key).await.at(at)?;
+        let found = inner.shard(at)?.lookup(at.bucket, at.key).await.at(at)?;
         let encryption = match &found.object.encryption {
             Some(e) if e.mode != Mode::SseC => e,
             Some(_) => {

@@ -85,9 +85,13 @@ pub struct NewPart {
 
 impl NewPart {
     pub async fn find(inner: &Inner, at: At<'_>, number: u16) -> S3Result<Self> {
-        inner.shard.bucket(at.bucket).at(at)?;
+        inner.drives.bucket(at.bucket).at(at)?;
         let id = parse_upload_id(at.upload).at(at)?;
-        let upload = inner.shard.upload(at.bucket, at.key, &id).await.at(at)?;
+        let upload = inner
+            .shard(at)?
+            .upload(at.bucket, at.key, &id)
+            .await
+            .at(at)?;
         Ok(NewPart { upload, id, number })
     }
 
@@ -136,7 +140,11 @@ impl NewPart {
             encryption: None,
             part: Some((self.id, self.number)),
         };
-        let stream = inner.shard.put(target, object_key.secret()).await.at(at)?;
+        let stream = inner
+            .shard(at)?
+            .put(target, object_key.secret())
+            .await
+            .at(at)?;
         Ok((object_key, stream))
     }
 }

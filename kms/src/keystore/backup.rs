@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::KeyState as State;
 use crate::error::{Caller, Environment, Error, Place};
+use crate::homes::Homes;
 use crate::keystore::book::{Book, Key};
 use crate::keystore::files::Files;
 use crate::limits::{KEY_VERSIONS_MAX, KEYS_MAX, KEYSTORE_BYTES_MAX};
@@ -141,14 +142,14 @@ fn merge_versions(name: &str, ours: &mut Key, theirs: Key) -> Result<bool, Error
 
 /// Puts a new keystore with what the backup holds in the place of the present one, if there is any.
 pub(crate) fn replace(
-    data_dir: &Path,
+    homes: &Homes,
     root: &RootKey,
     path: &Path,
     key: &RootKey,
     now: u64,
 ) -> Result<Restored, Error> {
     let (made_at, book) = read(path, key)?;
-    let moved_aside = Files::create_in_place_of(data_dir, root, &book, now)?;
+    let moved_aside = Files::create_in_place_of(homes, root, &book, now)?;
     let added: Vec<String> = book
         .keys
         .iter()

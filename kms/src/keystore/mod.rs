@@ -12,7 +12,7 @@ pub(crate) mod backup;
 pub(crate) mod book;
 pub(crate) mod files;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use files::Files;
 
 use crate::ciphertext::{self, Algorithm};
 use crate::error::{Caller, Error, KeyProblem, Outage, Place};
+use crate::homes::Homes;
 use crate::kes::stored::StoredKey;
 use crate::lease::{KeyLease, Leases, Lost, Standing};
 use crate::limits;
@@ -31,9 +32,9 @@ use crate::secret::{DataKey, Secret32};
 use crate::time::Timestamp;
 use crate::{KeyInfo, KeyState as State};
 
-/// The keystore of one data directory.
+/// The keystore of one store.
 pub(crate) struct Keystore {
-    data_dir: PathBuf,
+    homes: Homes,
     /// What readers see, or why there is nothing to see. Taken for writing only to swap in what is on disk.
     book: RwLock<Result<Book, Outage>>,
     /// Held through a whole change, so changes come one after another; `None` while there is no book.
@@ -60,44 +61,44 @@ pub(crate) struct Held<'a> {
 impl Keystore {
     /// Opens the keystore, or makes one that holds `first`. A sealed one stays sealed.
     pub(crate) fn open(
-        data_dir: &Path,
+        homes: &Homes,
         root: &RootKey,
         first: Option<&str>,
         now: u64,
     ) -> Result<Self, Error> {
-        if Files::exist(data_dir) {
-            return Self::open_existing(data_dir, root);
+        if Files::exist(homes) {
+            return Self::open_existing(homes, root);
         }
         let mut book = Book::default();
         if let Some(first) = first {
             book.keys.insert(first.to_owned(), new_key(1, now, ""));
         }
-        let files = Files::create(data_dir, root, &book)?;
-        Ok(Self::of(data_dir, Some(files), Ok(book)))
+        let files = Files::create(homes, root, &book)?;
+        Ok(Self::of(homes, Some(files), Ok(book)))
     }
 
     /// Opens the keystore that has to be there. A sealed one stays sealed.
-    pub(crate) fn open_existing(data_dir: &Path, root: &RootKey) -> Result<Self, Error> {
-        if !Files::exist(data_dir) {
-            let place = data_dir.join(files::DIRECTORY);
+    pub(crate) fn open_existing(homes: &Homes, root: &RootKey) -> Result<Self, Error> {
+        if !Files::exist(homes) {
+            let place = homes.first().join(files::DIRECTORY);
             return Err(Error::Corrupt(Place::Keystore(place)));
         }
-        if Files::is_sealed(data_dir)? {
-            Files::check_root(data_dir, root)?;
-            return Ok(Self::of(data_dir, None, Err(Outage::Sealed)));
+        if Files::is_sealed(homes)? {
+            Files::check_root(homes, root)?;
+            return Ok(Self::of(homes, None, Err(Outage::Sealed)));
         }
-        let (files, book) = Files::open(data_dir, root)?;
-        Ok(Self::of(data_dir, Some(files), Ok(book)))
+        let (files, book) = Files::open(homes, root)?;
+        Ok(Self::of(homes, Some(files), Ok(book)))
     }
 
     /// A keystore that could not be opened: whatever needs a key says so, until a backup is restored.
-    pub(crate) fn lost(data_dir: &Path, place: Place) -> Self {
-        Self::of(data_dir, None, Err(Outage::Lost(Box::new(place))))
+    pub(crate) fn lost(homes: &Homes, place: Place) -> Self {
+        Self::of(homes, None, Err(Outage::Lost(Box::new(place))))
     }
 
-    fn of(data_dir: &Path, files: Option<Files>, book: Result<Book, Outage>) -> Self {
+    fn of(homes: &Homes, files: Option<Files>, book: Result<Book, Outage>) -> Self {
         Self {
-            data_dir: data_dir.to_owned(),
+            homes: homes.clone(),
             book: RwLock::new(book),
             files: Mutex::new(files),
             leases: Leases::default(),
@@ -356,7 +357,7 @@ impl Keystore {
         *files = None;
         let lost = self.leases.set(|_, _| Standing::Sealed);
         let lost_elsewhere = also();
-        let marked = Files::mark_sealed(&self.data_dir);
+        let marked = Files::mark_sealed(&self.homes);
         lost.wait();
         lost_elsewhere.wait();
         marked
@@ -366,10 +367,10 @@ impl Keystore {
     pub(crate) fn unseal(&self, root: &RootKey, also: impl FnOnce()) -> Result<(), Error> {
         let mut files = self.changing();
         if files.is_some() {
-            return Files::check_root(&self.data_dir, root);
+            return Files::check_root(&self.homes, root);
         }
-        let (opened, book) = Files::open(&self.data_dir, root)?;
-        Files::unmark_sealed(&self.data_dir)?;
+        let (opened, book) = Files::open(&self.homes, root)?;
+        Files::unmark_sealed(&self.homes)?;
         *files = Some(opened);
         self.swap_in(book);
         also();
@@ -399,8 +400,8 @@ impl Keystore {
     ) -> Result<backup::Restored, Error> {
         if let Some(Outage::Lost(_)) = self.outage() {
             let mut files = self.changing();
-            let restored = backup::replace(&self.data_dir, root, path, key, now)?;
-            let (opened, book) = Files::open(&self.data_dir, root)?;
+            let restored = backup::replace(&self.homes, root, path, key, now)?;
+            let (opened, book) = Files::open(&self.homes, root)?;
             *files = Some(opened);
             self.swap_in(book);
             return Ok(restored);

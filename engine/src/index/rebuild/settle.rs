@@ -120,6 +120,7 @@ impl Build<'_> {
                     name: name.clone(),
                     created,
                     encryption: None,
+                    changed: None,
                 };
                 self.add(Space::Buckets, name.into_bytes(), &bucket)?;
             }

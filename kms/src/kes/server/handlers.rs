@@ -443,6 +443,7 @@ impl Call<'_> {
                 | Environment::Share(_)
                 | Environment::Io { .. }
                 | Environment::Configuration { .. }
+                | Environment::OtherKeystore { .. }
                 | Environment::KeystoreBroken,
             ) => {
                 self.server.report(error);
