@@ -184,7 +184,7 @@ impl Panel {
             let at = LEFT + (n % 2) as f64 * 276.0;
             let row = y.page.0 + BELOW_PLOT + 12.0 + (n / 2) as f64 * LEGEND_LINE;
             line(format!(
-                "<line x1=\"{at}\" x2=\"{}\" y1=\"{1}\" y2=\"{1}\" {stroke}/><text x=\"{2}\" y=\"{3}\">{4}</text>",
+                "<line x1=\"{at}\" x2=\"{}\" y1=\"{1}\" y2=\"{1}\" {stroke}/><text x=\"{2}\" y=\"{3}\" font-size=\"11\">{4}</text>",
                 at + 26.0,
                 row - 4.5,
                 at + 32.0,
