@@ -729,10 +729,11 @@ fn open_upload(
 }
 
 /// What lies in a data directory beside index and segments.
-const KNOWN: [&str; 7] = [
+const KNOWN: [&str; 8] = [
     "superblock",
     "lock",
     "keystore",
+    "keystore.made",
     "root.key",
     "root-credentials",
     "certs",

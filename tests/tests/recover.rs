@@ -143,6 +143,7 @@ fn succeed(args: &[&str], dir: &Path) -> Output {
 fn a_clean_store_is_sound_and_a_served_one_is_left_alone() {
     let store = Store::make();
     let found = succeed(&["verify"], &store.dir);
+    assert!(!text(&found.stderr).contains("is not the store's"));
     assert_eq!(text(&found.stdout), "");
     let said = text(&found.stderr);
     assert!(
