@@ -17,7 +17,7 @@ use crate::datadir::DataDir;
 use crate::error::{Error, Result};
 use crate::index::commit::{Committer, Op, Reply, Request, meta};
 use crate::index::copies::Copies;
-use crate::index::tally::{Tally, Under};
+use crate::index::tally::{self, Tally, Under};
 use crate::index::{Index, recover};
 use crate::io::{DiskCounters, DiskStats};
 use crate::limits;
@@ -27,6 +27,7 @@ use crate::scrubber::{self, Scrub, Scrubbed};
 use crate::secret::Secret;
 use crate::segment::reclaim::{Message, Reclaimer};
 use crate::segment::{Segments, block};
+use crate::set::DataDirs;
 use crate::shard::Shard;
 use crate::shelf::Shelf;
 use crate::space::{Room, Space};
@@ -353,10 +354,6 @@ impl Engine {
         }
     }
 
-    pub fn usage(&self) -> Result<Usage> {
-        self.observer().usage()
-    }
-
     /// Begins to look for rot in the background, `rate` bytes a second. `keys` opens the keys of objects, on the scrub's thread.
     pub fn start_scrub<K: ObjectKeys>(
         &mut self,
@@ -429,12 +426,16 @@ impl Engine {
     }
 }
 
-/// What stands under each key of a store that nobody has open.
-pub fn tally_at_rest(dir: &DataDir, store_key: &Secret) -> Result<BTreeMap<Under, Tally>> {
-    let index = Index::open(&dir.index_dir(), store_key)?;
-    let last = index.plain_meta(meta::SEQUENCE)?.unwrap_or(0);
-    index.load_tallies(last)?;
-    Ok(index.tally())
+/// What stands under each key of a store that nobody has open, on the drives that are there.
+pub fn tally_at_rest(dirs: &DataDirs, store_key: &Secret) -> Result<BTreeMap<Under, Tally>> {
+    let of_drive = |dir: &DataDir| {
+        let index = Index::open(&dir.index_dir(), store_key)?;
+        let last = index.plain_meta(meta::SEQUENCE)?.unwrap_or(0);
+        index.load_tallies(last)?;
+        Ok(index.tally())
+    };
+    let drives: Vec<_> = dirs.present().map(of_drive).collect::<Result<_>>()?;
+    Ok(tally::sum(drives.into_iter().flatten()))
 }
 
 /// Counts and sizes of a store while it is open. Keeps nothing of it from being closed.

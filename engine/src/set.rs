@@ -89,10 +89,7 @@ impl DataDirs {
     /// Directories where no store was ever made.
     fn take_new(paths: &[PathBuf], looks: Vec<Result<Option<Superblock>>>) -> Result<DataDirs> {
         looks.into_iter().collect::<Result<Vec<_>>>()?;
-        let drives = paths.iter().map(|path| DataDir::lock(path).map(Ok));
-        Ok(DataDirs {
-            drives: drives.collect::<Result<_>>()?,
-        })
+        Self::take_each(paths)
     }
 
     /// Directories of a store whose making a crash broke off.
@@ -107,6 +104,11 @@ impl DataDirs {
                 )));
             }
         }
+        Self::take_each(paths)
+    }
+
+    /// All of them, in the order given.
+    fn take_each(paths: &[PathBuf]) -> Result<DataDirs> {
         let drives = paths.iter().map(|path| DataDir::lock(path).map(Ok));
         Ok(DataDirs {
             drives: drives.collect::<Result<_>>()?,

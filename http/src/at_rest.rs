@@ -1,25 +1,20 @@
 //! A store that no server has open, opened by a command for as long as it runs. The command holds the directories' locks.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use glommio::{LocalExecutorBuilder, Placement};
 use strongroom_engine::secret::Secret;
-use strongroom_engine::{DataDirs, Tally, Under, Usage, tally_at_rest};
+use strongroom_engine::{DataDirs, Usage, tally_at_rest};
 
 use crate::rewrap::Objects;
 use crate::{limits, serve, work};
 
 /// What stands under each key.
 pub fn tally(dirs: &DataDirs, key: &Secret) -> Result<Objects, String> {
-    let mut sum: BTreeMap<Under, Tally> = BTreeMap::new();
-    for dir in dirs.present() {
-        for (under, tally) in tally_at_rest(dir, key).map_err(|e| e.to_string())? {
-            *sum.entry(under).or_default() += tally;
-        }
-    }
-    Ok(Objects::AtRest(sum))
+    tally_at_rest(dirs, key)
+        .map(Objects::AtRest)
+        .map_err(|e| e.to_string())
 }
 
 /// What each drive holds and takes; none of those that are missing.

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::engine::{Engine, EngineOptions, Observer, Opening, ShardSeed, Usage};
 use crate::error::{Error, Result};
-use crate::index::tally::{Tally, Under};
+use crate::index::tally::{self, Tally, Under};
 use crate::object::{
     ListPage, ListQuery, UploadPage, UploadQuery, WrappedCursor, WrappedPage, WrappedQuery,
 };
@@ -433,11 +433,7 @@ impl Drives {
 
     /// What stands under each key on the drives that are there.
     pub fn tally(&self) -> BTreeMap<Under, Tally> {
-        let mut sum: BTreeMap<Under, Tally> = BTreeMap::new();
-        for (under, tally) in self.present().flat_map(|shard| shard.tally()) {
-            *sum.entry(under).or_default() += tally;
-        }
-        sum
+        tally::sum(self.present().flat_map(|shard| shard.tally()))
     }
 
     /// One page of the records under older versions of a key: one drive after the other, and all of them.

@@ -95,6 +95,15 @@ impl std::ops::AddAssign for Tally {
     }
 }
 
+/// The sums of what several drives have under each key.
+pub fn sum(each: impl IntoIterator<Item = (Under, Tally)>) -> BTreeMap<Under, Tally> {
+    let mut sum: BTreeMap<Under, Tally> = BTreeMap::new();
+    for (under, tally) in each {
+        *sum.entry(under).or_default() += tally;
+    }
+    sum
+}
+
 impl std::ops::SubAssign for Tally {
     /// Stops at zero: a count is no reason to stop a store.
     fn sub_assign(&mut self, other: Tally) {
