@@ -16,6 +16,8 @@ pub mod form;
 pub mod sigv4;
 pub mod upload;
 
+use std::ops::RangeInclusive;
+
 use http::HeaderMap;
 use s3s::{S3Error, S3ErrorCode};
 
@@ -114,6 +116,19 @@ pub enum BodyError {
     /// The connection broke.
     #[error("The connection ended within the request body.")]
     Connection,
+}
+
+/// Refuses a file of a form whose length, which is one of `possible`, its policy cannot allow.
+pub(crate) fn check_length(
+    possible: RangeInclusive<u64>,
+    allowed: &RangeInclusive<u64>,
+) -> Result<(), BodyError> {
+    let (min, max) = (*allowed.start(), *allowed.end());
+    match possible.into_inner() {
+        (length, _) if length > max => Err(BodyError::LargerThanAllowed { length, max }),
+        (_, length) if length < min => Err(BodyError::SmallerThanAllowed { length, min }),
+        _ => Ok(()),
+    }
 }
 
 impl BodyError {

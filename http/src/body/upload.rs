@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use super::chunked::Decoder;
 use super::form::File;
 use super::sigv4::{Authorization, ChunkSigner, SigningKey};
-use super::{BodyError, Payload};
+use super::{BodyError, Payload, check_length};
 use crate::conn::rt::Stall;
 use crate::limits;
 use strongroom_engine::OPEN_END_BYTES;
@@ -338,13 +338,7 @@ impl FormFile {
     fn end(&mut self, now: u64) -> Result<(), BodyError> {
         let held: u64 = self.held.iter().map(|data| data.len() as u64).sum();
         let length = self.passed + now + held;
-        let (min, max) = (*self.allowed.start(), *self.allowed.end());
-        if length > max {
-            return Err(BodyError::LargerThanAllowed { length, max });
-        }
-        if length < min {
-            return Err(BodyError::SmallerThanAllowed { length, min });
-        }
+        check_length(length..=length, &self.allowed)?;
         if self
             .announced
             .is_some_and(|most| length > most || most - length > limits::FORM_AFTER_BYTES_MAX)

@@ -24,7 +24,7 @@ use super::reply::{DECLARATION, element as xml_element};
 use super::{Edge, Handlers, Pending, RequestInfo};
 use crate::body::form::{self, Fields, File};
 use crate::body::sigv4::{ALGORITHM, Scope, SigningKey};
-use crate::body::{BodyError, Upload, gather};
+use crate::body::{BodyError, Upload, check_length, gather};
 use crate::error::element;
 use crate::limits;
 use crate::ops::uri::percent_encode;
@@ -132,17 +132,9 @@ async fn open(
     {
         let most = file.length_within(total);
         let most = most.ok_or(BodyError::Form("it ends before its file"))?;
-        let (min, max) = (*allowed.start(), *allowed.end());
         let least = most.saturating_sub(limits::FORM_AFTER_BYTES_MAX);
         // Told before the file is read.
-        if least > max {
-            let length = least;
-            return Err(BodyError::LargerThanAllowed { length, max }.into());
-        }
-        if most < min {
-            let length = most;
-            return Err(BodyError::SmallerThanAllowed { length, min }.into());
-        }
+        check_length(least..=most, &allowed)?;
         return Ok(body.form_file(file, Some(most), allowed));
     }
     let streamed = body.form_file(file, None, allowed);
