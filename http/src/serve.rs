@@ -302,7 +302,7 @@ pub(crate) fn lock(dirs: &[PathBuf]) -> Result<DataDirs, String> {
 /// Says that a drive is missing.
 fn left_out(why: &str) {
     tracing::error!(
-        "a drive is left out: {why}. Until it is back, at the next start, its objects answer 503, and so do listings and the          deletion of buckets"
+        "a drive is left out: {why}. Until it is back, at the next start, its objects answer 503, and so do listings and the deletion of buckets"
     );
 }
 
