@@ -196,10 +196,7 @@ impl Files {
         let place = home.join(DIRECTORY);
         (|| {
             renameat_with(CWD, &new, CWD, &place, RenameFlags::NOREPLACE)?;
-            match create_new(&home.join(MADE)) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
+            make_mark(&home.join(MADE))?;
             sync_directory(home)
         })()
         .map_err(|e| Error::io("cannot make the keystore", &place, e))?;
@@ -364,11 +361,7 @@ impl Files {
     pub(crate) fn check_root(homes: impl Into<Homes>, root: &RootKey) -> Result<(), Error> {
         let homes = homes.into();
         let root = RootKeys::new(root);
-        let mut places: Vec<PathBuf> = homes
-            .iter()
-            .filter(|home| is_in(home))
-            .map(|home| home.join(DIRECTORY))
-            .collect();
+        let mut places = there(&homes);
         places.sort_by_key(|place| std::cmp::Reverse(stamp_of(place)));
         let mut first = None;
         for place in places {
@@ -401,12 +394,7 @@ impl Files {
         for directory in directories(&homes.into()) {
             let path = directory.join(SEALED);
             (|| {
-                match create_new(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(error);
-                    }
-                    _ => {}
-                }
+                make_mark(&path)?;
                 sync_directory(&directory)
             })()
             .map_err(|e| {
@@ -425,10 +413,7 @@ impl Files {
         for directory in directories(&homes.into()) {
             let path = directory.join(SEALED);
             (|| {
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
+                remove(&path)?;
                 sync_directory(&directory)
             })()
             .map_err(|e| Error::io("cannot unseal: cannot remove", &path, e))?;
@@ -490,10 +475,7 @@ impl Files {
 
     fn finish_copy(&self, copy: usize) -> io::Result<()> {
         let Copy { directory, slot } = &self.copies[copy];
-        match fs::remove_file(directory.join(KEYS_NEW)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove(&directory.join(KEYS_NEW))?;
         // The rename of `keys` may not have been durable yet when the crash came: it has to be before
         // the slot that opens the older file goes.
         sync_directory(directory)?;
@@ -511,10 +493,7 @@ impl Files {
     fn rename_in(&self, copy: usize, sealed: &[u8]) -> io::Result<()> {
         let directory = &self.copies[copy].directory;
         let new = directory.join(KEYS_NEW);
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove(&new)?;
         let mut file = create_new(&new)?;
         self.step(copy, 0)?;
         file.write_all(sealed)?;
@@ -616,15 +595,15 @@ fn is_in(home: &Path) -> bool {
 
 /// The directories that are there, or where one has to be.
 fn directories(homes: &Homes) -> Vec<PathBuf> {
-    let there: Vec<PathBuf> = homes
-        .iter()
-        .filter(|home| is_in(home))
-        .map(|home| home.join(DIRECTORY))
-        .collect();
-    match there.is_empty() {
-        true => vec![homes.first().join(DIRECTORY)],
-        false => there,
+    match there(homes) {
+        none if none.is_empty() => vec![homes.first().join(DIRECTORY)],
+        there => there,
     }
+}
+
+fn there(homes: &Homes) -> Vec<PathBuf> {
+    let with = homes.iter().filter(|home| is_in(home));
+    with.map(|home| home.join(DIRECTORY)).collect()
 }
 
 /// Removes a keystore, its file keys overwritten before, so that no copy of its keys opens.
@@ -748,6 +727,22 @@ fn create_new(path: &Path) -> io::Result<File> {
         .create_new(true)
         .mode(0o600)
         .open(path)
+}
+
+/// Makes an empty file that says something by its name, or leaves it.
+fn make_mark(path: &Path) -> io::Result<()> {
+    match create_new(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
