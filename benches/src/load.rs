@@ -16,6 +16,7 @@ use strongroom_tests::client::{Client, Endpoint, Request, head_bytes};
 use strongroom_tests::data::Pattern;
 use strongroom_tests::procfs;
 use strongroom_tests::sigv4::Moment;
+use strongroom_tests::sse::borrowed;
 use strongroom_tests::wire::Connection;
 
 use crate::measured::Measured;
@@ -93,7 +94,7 @@ pub fn prepare(plan: &Plan) -> io::Result<()> {
                 scope.spawn(move || {
                     for n in 0..plan.keys {
                         let key = key(plan, connection, n);
-                        let headers = headers(&plan.put_headers);
+                        let headers = borrowed(&plan.put_headers);
                         let request = Request {
                             method: "PUT",
                             bucket: &plan.bucket,
@@ -111,7 +112,7 @@ pub fn prepare(plan: &Plan) -> io::Result<()> {
                             method: "GET",
                             bucket: &plan.bucket,
                             key: &key(plan, connection, n),
-                            headers: &headers(&plan.get_headers),
+                            headers: &borrowed(&plan.get_headers),
                             ..Request::default()
                         };
                         client.fetch(&request, |_| {})?;
@@ -219,7 +220,7 @@ fn requests(plan: &Plan, connection: usize) -> Vec<Vec<u8>> {
         Verb::Put => ("PUT", plan.size, &plan.put_headers),
         Verb::Get => ("GET", 0, &plan.get_headers),
     };
-    let headers = headers(further);
+    let headers = borrowed(further);
     let moment = Moment::now();
     let owner = match plan.verb {
         Verb::Put => connection,
@@ -301,10 +302,6 @@ fn exchange(
         return Err(io::Error::other("the object is not what was written"));
     }
     Ok(())
-}
-
-fn headers(of: &[(String, String)]) -> Vec<(&str, &str)> {
-    of.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect()
 }
 
 fn key(plan: &Plan, connection: usize, n: usize) -> String {

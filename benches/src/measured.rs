@@ -27,6 +27,13 @@ pub struct Measured {
     pub first_error: Option<String>,
 }
 
+/// The latency that `share` of these, sorted, did not exceed, in milliseconds; none where there are none.
+pub fn milliseconds_at(latencies: &[Duration], share: f64) -> Option<f64> {
+    let last = latencies.len().checked_sub(1)?;
+    let index = (last as f64 * share).round() as usize;
+    Some(latencies[index.min(last)].as_secs_f64() * 1e3)
+}
+
 impl Measured {
     pub fn requests_per_second(&self) -> f64 {
         self.requests / self.seconds
@@ -39,9 +46,7 @@ impl Measured {
 
     /// The latency that `share` of the requests did not exceed, in milliseconds; none where no request ended.
     pub fn milliseconds_at(&self, share: f64) -> Option<f64> {
-        let last = self.latencies.len().checked_sub(1)?;
-        let index = (last as f64 * share).round() as usize;
-        Some(self.latencies[index.min(last)].as_secs_f64() * 1e3)
+        milliseconds_at(&self.latencies, share)
     }
 
     /// CPU seconds of the server for a decimal gigabyte of objects.

@@ -15,6 +15,7 @@ pub mod go;
 pub mod kes;
 pub mod key_server;
 pub mod mc;
+pub mod metrics;
 pub mod procfs;
 pub mod python;
 pub mod rclone;

@@ -43,6 +43,12 @@ pub fn checked(body: &str) -> Headers {
     headers(&[("content-md5", &STANDARD.encode(Md5::digest(body)))])
 }
 
+/// Headers as a request takes them.
+pub fn borrowed(headers: &[(String, String)]) -> Vec<(&str, &str)> {
+    let pairs = headers.iter();
+    pairs.map(|(n, v)| (n.as_str(), v.as_str())).collect()
+}
+
 /// Sends a request with these headers.
 pub fn send(
     client: &mut Client,
@@ -51,10 +57,7 @@ pub fn send(
     headers: &[(String, String)],
     body: &[u8],
 ) -> Response {
-    let headers: Vec<(&str, &str)> = headers
-        .iter()
-        .map(|(n, v)| (n.as_str(), v.as_str()))
-        .collect();
+    let headers = borrowed(headers);
     let request = Request {
         method,
         bucket,

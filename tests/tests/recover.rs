@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use strongroom_tests::client::{Client, Request};
 use strongroom_tests::data::Pattern;
 use strongroom_tests::kes::Kes;
+use strongroom_tests::metrics;
 use strongroom_tests::scan::base64;
-use strongroom_tests::wire::Connection;
 use strongroom_tests::{Config, Server, binary, disk, long};
 
 const BUCKET: &str = "recover";
@@ -402,18 +402,8 @@ fn the_scrub_names_rot_in_the_log() {
 }
 
 fn counter(server: &Server, name: &str) -> u64 {
-    let mut connection = Connection::open(server.address(), false).expect("the server listens");
-    let asked = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
-    connection.send(asked, &[]).expect("it reads");
-    let head = connection.read_head().expect("an answer");
-    assert_eq!(head.status, 200);
-    let mut page = Vec::new();
-    let taken = connection.read_body("GET", &head, |bytes| page.extend_from_slice(bytes));
-    taken.expect("a whole answer");
-    let page = text(&page);
-    let found = page.lines().find_map(|line| line.strip_prefix(name));
-    let found = found.unwrap_or_else(|| panic!("{name}:\n{page}"));
-    found.trim().parse().expect("a number")
+    let value = metrics::value(server, name).expect("an answer");
+    value.unwrap_or_else(|| panic!("no {name}"))
 }
 
 /// A static key is at hand, and rot under it is found. Keys at KES are not asked for: nobody waits, and KES is not called.

@@ -881,10 +881,7 @@ fn what_is_under_way_ends_with_its_key() {
     }
     let content = Pattern::named("under way").bytes(4 << 20);
     let of_write = Mode::Kms.of_write();
-    let of_write: Vec<(&str, &str)> = of_write
-        .iter()
-        .map(|(n, v)| (n.as_str(), v.as_str()))
-        .collect();
+    let of_write = strongroom_tests::sse::borrowed(&of_write);
     let request = strongroom_tests::client::Request {
         method: "PUT",
         bucket: BUCKET,

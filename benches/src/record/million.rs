@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use strongroom_tests::client::{Client, Request, Response, xml_values};
 use strongroom_tests::{Config, Server, disk, procfs, sigv4, sse};
 
-use super::progress;
+use super::{expect, progress};
+use crate::measured::milliseconds_at;
 
 const BUCKET: &str = "many";
 const OBJECT_BYTES: usize = 1 << 10;
@@ -25,8 +26,7 @@ const START_PATIENCE: Duration = Duration::from_secs(600);
 pub fn million(count: u64, shards: usize) -> Result<String, String> {
     let mut server = Config::http().shards(shards).start();
     let made = server.client().create_bucket(BUCKET);
-    made.and_then(|r| right(r, 200))
-        .map_err(|e| e.to_string())?;
+    expect(made, 200).map_err(|e| e.to_string())?;
     let mut table = format!(
         "{count} objects of {OBJECT_BYTES} bytes under {} prefixes. The generator signs each request as it goes.\n\n\
          | step | requests | s | names/s | p50 ms | p99 ms | slowest ms | server CPU s | peak resident MB | disk MB after |\n\
@@ -97,11 +97,7 @@ fn step(
         procfs::cpu_seconds(pid) - cpu,
     );
     latencies.sort_unstable();
-    let at = |share: f64| {
-        let last = latencies.len().saturating_sub(1);
-        let at = latencies.get((last as f64 * share).round() as usize);
-        at.map_or(0.0, |d| d.as_secs_f64() * 1e3)
-    };
+    let at = |share| milliseconds_at(&latencies, share).unwrap_or(0.0);
     let resident = if peak {
         format!("{:.0}", procfs::resident_peak_bytes(pid) as f64 / 1e6)
     } else {
@@ -129,7 +125,7 @@ fn key(n: u64) -> String {
 fn write_all(server: &Server, count: u64) -> io::Result<Vec<Duration>> {
     let body = vec![0x6b; OBJECT_BYTES];
     in_turn(server, WRITERS, count, |client, n| {
-        right(client.put(BUCKET, &key(n), &body)?, 200)
+        expect(client.put(BUCKET, &key(n), &body), 200)
     })
 }
 
@@ -141,10 +137,7 @@ fn delete_all(server: &Server, count: u64) -> io::Result<Vec<Duration>> {
         }
         body += "</Delete>";
         let headers = sse::checked(&body);
-        let headers: Vec<(&str, &str)> = headers
-            .iter()
-            .map(|(n, v)| (n.as_str(), v.as_str()))
-            .collect();
+        let headers = sse::borrowed(&headers);
         let request = Request {
             method: "POST",
             bucket: BUCKET,
@@ -152,7 +145,7 @@ fn delete_all(server: &Server, count: u64) -> io::Result<Vec<Duration>> {
             headers: &headers,
             ..Request::default()
         };
-        let answer = right(client.request(&request, body.as_bytes())?, 200)?;
+        let answer = expect(client.request(&request, body.as_bytes()), 200)?;
         match answer.text().contains("<Error>") {
             true => Err(io::Error::other(answer.text())),
             false => Ok(answer),
@@ -205,7 +198,7 @@ fn list(server: &Server, query: &str) -> io::Result<(u64, u64, Vec<Duration>)> {
     let mut page = query.to_owned();
     loop {
         let begun = Instant::now();
-        let answer = right(client.send("GET", BUCKET, "", &page, &[])?, 200)?;
+        let answer = expect(client.send("GET", BUCKET, "", &page, &[]), 200)?;
         latencies.push(begun.elapsed());
         let text = answer.text();
         names += text.matches("<Key>").count() as u64;
@@ -223,13 +216,6 @@ fn agree(found: u64, expected: u64, took: Vec<Duration>) -> io::Result<Vec<Durat
         false => Err(io::Error::other(format!(
             "{found} listed instead of {expected}"
         ))),
-    }
-}
-
-fn right(answer: Response, status: u16) -> io::Result<Response> {
-    match answer.status() == status {
-        true => Ok(answer),
-        false => Err(io::Error::other(answer.text())),
     }
 }
 

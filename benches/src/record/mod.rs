@@ -11,11 +11,27 @@ pub mod surroundings;
 pub mod svg;
 pub mod sweep;
 
+use std::io;
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use strongroom_tests::client::Response;
+
 use crate::load::Verb;
 use crate::measured::{Measured, show_size};
+
+/// An answer that has to have this status.
+fn expect(answer: io::Result<Response>, status: u16) -> io::Result<Response> {
+    let answer = answer?;
+    match answer.status() == status {
+        true => Ok(answer),
+        false => Err(io::Error::other(format!(
+            "status {} instead of {status}: {}",
+            answer.status(),
+            answer.text()
+        ))),
+    }
+}
 
 /// One line of a table.
 pub struct Row {

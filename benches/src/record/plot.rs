@@ -23,14 +23,12 @@ pub fn plot(
         x_ticks: ticks(rows.0.iter().map(|r| r.size), show_size),
         series: lines(verb)
             .iter()
-            .map(|&(setup, colour)| Series {
-                name: setup.to_owned(),
-                colour,
-                dashed: false,
-                points: points(rows, y, |r| {
+            .map(|&(setup, colour)| {
+                let points = points(rows, y, |r| {
                     let here = r.setup == setup && r.verb == verb && r.connections == connections;
                     here.then_some(r.size as f64)
-                }),
+                });
+                line(setup, colour, points)
             })
             .collect(),
     };
@@ -47,14 +45,12 @@ pub fn plot(
             ("GET, plain HTTP", SEALED, Get, ORANGE),
             ("GET, TLS", SEALED_TLS, Get, PINK),
         ]
-        .map(|(name, setup, verb, colour)| Series {
-            name: name.to_owned(),
-            colour,
-            dashed: false,
-            points: points(rows, y, |r| {
+        .map(|(name, setup, verb, colour)| {
+            let points = points(rows, y, |r| {
                 let here = r.setup == setup && r.verb == verb && r.size == size;
                 here.then_some(r.connections as f64)
-            }),
+            });
+            line(name, colour, points)
         })
         .into(),
     };
@@ -78,10 +74,8 @@ pub fn plot(
         by_connections(16 << 20, "MB/s", rate),
     ];
     let limit = |name: &str, points| Series {
-        name: name.to_owned(),
-        colour: BLACK,
         dashed: true,
-        points,
+        ..line(name, BLACK, points)
     };
     for (panel, access, name) in [
         (0, Access::WriteSynced, "fio, write and sync"),
@@ -114,6 +108,15 @@ fn lines(verb: Verb) -> &'static [(&'static str, &'static str)] {
             (SEALED_TLS, GREEN),
             (UNSEALED, ORANGE),
         ],
+    }
+}
+
+fn line(name: &str, colour: &'static str, points: Vec<(f64, f64)>) -> Series {
+    Series {
+        name: name.to_owned(),
+        colour,
+        dashed: false,
+        points,
     }
 }
 

@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use strongroom_tests::client::{Client, Request, Response, xml_values};
+use strongroom_tests::client::{Client, Request, xml_values};
 use strongroom_tests::data::{Chance, Pattern};
 use strongroom_tests::{Config, Server, disk, procfs, sigv4};
 
-use super::progress;
+use super::{expect, progress};
 
 const BUCKET: &str = "soak";
 /// Busy workers in the parts of a step.
@@ -341,18 +341,6 @@ impl Worker {
             at -= weight;
         }
         Object { content, length }
-    }
-}
-
-fn expect(answer: io::Result<Response>, status: u16) -> io::Result<Response> {
-    let answer = answer?;
-    match answer.status() == status {
-        true => Ok(answer),
-        false => Err(io::Error::other(format!(
-            "status {} instead of {status}: {}",
-            answer.status(),
-            answer.text()
-        ))),
     }
 }
 

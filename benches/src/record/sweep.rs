@@ -4,8 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use strongroom_tests::Server;
-use strongroom_tests::wire::Connection;
+use strongroom_tests::{Server, metrics};
 
 use super::setups::{Pairs, Setup};
 use super::{Row, Rows, progress};
@@ -35,7 +34,9 @@ pub fn measure(setup: &Setup, lengths: &Lengths, rows: &mut Rows) -> Result<(), 
                 let at = |e: io::Error| format!("{}, {verb:?} of {size}: {e}", setup.name);
                 prepare(&plan).map_err(at)?;
                 let mut measured = run(&plan);
-                measured.server_cache = cached_bytes(&server);
+                measured.server_cache = metrics::value(&server, "strongroom_cache_bytes")
+                    .ok()
+                    .flatten();
                 let row = Row {
                     setup: setup.name,
                     verb,
@@ -89,20 +90,4 @@ fn plan(
             Arc::new(move || kes.data_key_calls() as u64) as Arc<dyn Fn() -> u64 + Send + Sync>
         }),
     }
-}
-
-/// What the server says of its cache; its metrics are open on loopback.
-fn cached_bytes(server: &Server) -> Option<u64> {
-    let endpoint = server.endpoint();
-    let mut connection = Connection::open(endpoint.address, endpoint.tls).ok()?;
-    let request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
-    connection.send(request, &[]).ok()?;
-    let head = connection.read_head().ok()?;
-    let mut text = Vec::new();
-    let read = connection.read_body("GET", &head, |piece| text.extend_from_slice(piece));
-    read.ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let mut lines = text.lines();
-    let value = lines.find_map(|l| l.strip_prefix("strongroom_cache_bytes "));
-    value?.trim().parse().ok()
 }
