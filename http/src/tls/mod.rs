@@ -4,6 +4,8 @@
 //! does not load never replaces one that works: the server warns, keeps the old one, and tries
 //! again. Nothing is ever written over a file that is there.
 
+mod cipher;
+
 use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -136,7 +138,7 @@ impl Certificates {
 
     /// The configuration of every connection; it follows later reloads.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let mut config = ServerConfig::builder_with_provider(cipher::provider())
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_cert_resolver(self.current.clone());
