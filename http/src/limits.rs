@@ -41,6 +41,8 @@ pub const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 pub const LISTEN_BACKLOG: i32 = 1024;
 /// Buffers handed to one vectored write (the kernel takes no more than 1,024).
 pub const WRITE_VECTOR_MAX: usize = 64;
+/// Sealed bytes taken from the kernel at once, ahead of rustls.
+pub const TLS_READ_BYTES: usize = 64 * 1024;
 /// Plaintext that rustls seals ahead of the socket.
 pub const TLS_BUFFER_BYTES: usize = 256 * 1024;
 

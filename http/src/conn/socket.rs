@@ -18,6 +18,7 @@ use std::task::{Context, Poll, ready};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use hyper::rt;
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
@@ -38,6 +39,9 @@ impl Linger {
 /// One TCP connection on this shard.
 pub struct Socket {
     stream: TcpStream,
+    /// Bytes that rustls has not asked for yet, from `taken` on.
+    ahead: Vec<u8>,
+    taken: usize,
     write_stall: Stall,
     linger: Linger,
     closing: Closing,
@@ -54,6 +58,8 @@ impl Socket {
     pub fn new(stream: TcpStream) -> Self {
         Self {
             stream,
+            ahead: Vec::new(),
+            taken: 0,
             write_stall: Stall::new(limits::WRITE_STALL_TIMEOUT),
             linger: Linger::default(),
             closing: Closing::No,
@@ -82,6 +88,24 @@ impl Socket {
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, scratch))?;
         metrics::received(read);
         Poll::Ready(Ok(read))
+    }
+
+    /// Takes what the kernel has, up to a bound; 0 if that is nothing, be it for now or for ever.
+    fn read_ahead(&mut self) -> io::Result<usize> {
+        let mut ahead = std::mem::take(&mut self.ahead);
+        ahead.clear();
+        ahead.reserve_exact(limits::TLS_READ_BYTES);
+        let read = loop {
+            match rustix::net::recv(self.fd(), spare_capacity(&mut ahead), RecvFlags::DONTWAIT) {
+                Ok((_, n)) => break n,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break 0,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        metrics::received(read);
+        self.ahead = ahead;
+        Ok(read)
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -224,14 +248,30 @@ impl rt::Write for Socket {
     }
 }
 
-/// The same socket as rustls' adapter wants it: its buffers are initialized.
+/// The same socket as rustls' adapter wants it: its buffers are initialized. It asks for 4 KiB at a time, so that several records
+/// are taken from the kernel at once and handed out from memory, which goes when there is nothing left to take.
 impl AsyncRead for Socket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_readable(cx, buf)
+        if self.taken == self.ahead.len() {
+            self.taken = 0;
+            match self.read_ahead() {
+                Ok(0) => {
+                    self.ahead = Vec::new();
+                    return self.poll_readable(cx, buf);
+                }
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        let rest = &self.ahead[self.taken..];
+        let n = rest.len().min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]);
+        self.taken += n;
+        Poll::Ready(Ok(n))
     }
 }
 

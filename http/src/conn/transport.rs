@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use futures_rustls::TlsStream;
@@ -58,10 +58,18 @@ impl rt::Read for Transport {
                 // rustls copies out of its own buffer anyway; a record on the stack costs less
                 // than clearing all of hyper's buffer at each poll.
                 let mut record = [0; RECORD_BYTES];
-                let want = record.len().min(buf.remaining());
-                let read = AsyncRead::poll_read(Pin::new(stream), cx, &mut record[..want]);
-                let n = ready!(read)?;
-                buf.put_slice(&record[..n]);
+                let mut any = false;
+                while buf.remaining() > 0 {
+                    let want = record.len().min(buf.remaining());
+                    let read = AsyncRead::poll_read(Pin::new(stream), cx, &mut record[..want]);
+                    match read {
+                        Poll::Ready(Ok(n)) if n > 0 => buf.put_slice(&record[..n]),
+                        // The end, or an error, comes again when asked again.
+                        _ if any => break,
+                        done => return done.map_ok(|_| ()),
+                    }
+                    any = true;
+                }
                 Poll::Ready(Ok(()))
             }
         }
