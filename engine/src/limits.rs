@@ -52,7 +52,7 @@ pub const DOWNLOADS_PER_SHARD: usize = 256;
 pub const CACHE_RUN_BYTES: u64 = READ_PACKAGES * crate::dare::header::PACKAGE as u64;
 pub const CACHE_ENTRY_BYTES: u64 = 256;
 /// Buffers of that size a shelf keeps for the next user.
-pub const SHELF_BUFFERS_MAX: usize = 32;
+pub const SHELF_BUFFERS_MAX: usize = 64;
 /// The cache is cut in shards with a lock each; a shard holds so many full runs at least.
 pub const CACHE_SHARDS_MAX: u64 = 16;
 pub const CACHE_RUNS_MIN: u64 = 16;

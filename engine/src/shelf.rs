@@ -6,19 +6,22 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::limits::{CACHE_RUN_BYTES, SHELF_BUFFERS_MAX};
 
 const FULL: usize = CACHE_RUN_BYTES as usize;
 
+/// What the allocator gives out at the least for something larger than half a megabyte; and it takes one more for itself.
+const SLICE: usize = 64 * 1024;
+
 /// Where buffers lie while nobody uses them.
 #[derive(Default)]
-pub struct Shelf(Arc<Mutex<Vec<Box<[u8]>>>>);
+pub struct Shelf(Arc<Mutex<Vec<BytesMut>>>);
 
 /// A buffer that is being filled.
 pub struct Shelved {
-    bytes: Box<[u8]>,
+    bytes: BytesMut,
     filled: usize,
     home: Shelf,
 }
@@ -27,10 +30,9 @@ impl Shelf {
     /// A buffer for `len` bytes, at most those of a run. One much smaller than a run is just made, so that keeping it costs what it holds.
     pub fn buffer(&self, len: usize) -> Shelved {
         assert!(len <= FULL, "a run at most");
-        let used = || self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let bytes = match len > FULL / 2 {
-            true => used().unwrap_or_else(|| vec![0; FULL].into()),
-            false => vec![0; len].into(),
+        let bytes = match is_full(len) {
+            true => self.full(),
+            false => BytesMut::zeroed(len),
         };
         Shelved {
             bytes,
@@ -39,11 +41,34 @@ impl Shelf {
         }
     }
 
+    fn full(&self) -> BytesMut {
+        let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shelf.pop().unwrap_or_else(|| {
+            // Two lie in one piece of memory, of which less is wasted than of two.
+            let mut first = BytesMut::zeroed(2 * FULL);
+            shelf.push(first.split_off(FULL));
+            first
+        })
+    }
+
     pub fn copy(&self, bytes: &[u8]) -> Bytes {
         let mut buffer = self.buffer(bytes.len());
         buffer.extend(bytes);
         buffer.into()
     }
+}
+
+/// What a buffer for `len` bytes takes of memory, about: the allocator has eight sizes between one power of two and the next.
+pub fn taken(len: usize) -> u64 {
+    let bytes = match is_full(len) {
+        true => ((2 * FULL).div_ceil(SLICE) + 1) * SLICE / 2,
+        false => len.next_multiple_of((len.next_power_of_two() / 16).max(1)),
+    };
+    bytes as u64
+}
+
+fn is_full(len: usize) -> bool {
+    len > FULL / 2
 }
 
 impl Shelved {
@@ -101,7 +126,7 @@ mod tests {
         let slice = first.slice(10..20);
         let place = first.as_ptr();
         drop(first);
-        assert!(shelf.0.lock().unwrap().is_empty(), "still read");
+        assert_eq!(shelf.0.lock().unwrap().len(), 1, "the one is still read");
         assert_eq!(&slice[..], [7; 10]);
         drop(slice);
         let mut again = shelf.buffer(FULL - 1);
@@ -122,5 +147,20 @@ mod tests {
             .collect();
         drop(many);
         assert_eq!(shelf.0.lock().unwrap().len(), SHELF_BUFFERS_MAX);
+    }
+
+    #[test]
+    fn what_is_taken_is_counted() {
+        for (len, expected) in [
+            (1, 1),
+            (100, 104),
+            (4096, 4096),
+            (65_568, 72 * 1024),
+            (FULL / 2, 288 * 1024),
+            (FULL / 2 + 1, 576 * 1024),
+            (FULL, 576 * 1024),
+        ] {
+            assert_eq!(taken(len), expected, "{len}");
+        }
     }
 }

@@ -21,7 +21,7 @@ use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use crate::dare::header::PACKAGE;
 use crate::limits::{self, CACHE_RUN_BYTES, EXTENT_PACKAGES, READ_PACKAGES};
 use crate::record::Extent;
-use crate::shelf::Shelf;
+use crate::shelf::{self, Shelf};
 
 /// Sealed runs in memory, within a bound.
 pub struct Cache {
@@ -42,7 +42,7 @@ pub struct CacheStats {
     pub hit_bytes: u64,
     /// Runs that were asked for and had to be read.
     pub misses: u64,
-    /// Bytes held now, and at most.
+    /// Memory taken by what is held now, and at most.
     pub bytes: u64,
     pub capacity: u64,
 }
@@ -86,14 +86,15 @@ struct ByBytes;
 
 impl Weighter<Name, Run> for ByBytes {
     fn weight(&self, _: &Name, run: &Run) -> u64 {
-        run.bytes.len() as u64 + limits::CACHE_ENTRY_BYTES
+        shelf::taken(run.bytes.len()) + limits::CACHE_ENTRY_BYTES
     }
 }
 
 impl Cache {
     /// A cache of at most `capacity` bytes; one too small for a few runs is none.
     pub fn new(capacity: u64) -> Self {
-        let items = capacity / (CACHE_RUN_BYTES + limits::CACHE_ENTRY_BYTES);
+        let full = shelf::taken(CACHE_RUN_BYTES as usize) + limits::CACHE_ENTRY_BYTES;
+        let items = capacity / full;
         let runs = (items >= limits::CACHE_RUNS_MIN).then(|| {
             // A shard of the cache takes no entry larger than itself, and keeps what is hot only if it holds a good many.
             let shards = (items / limits::CACHE_RUNS_MIN).clamp(1, limits::CACHE_SHARDS_MAX);
