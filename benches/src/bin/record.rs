@@ -102,7 +102,7 @@ fn record(arguments: &Arguments) -> Result<bool, String> {
         "One request in flight per connection, {} s per line (longer where the slowest request needs it), generator on the same cores. Requests \
          are signed before the clock starts, with an unsigned payload. GB and MB are decimal. Server CPU is of the whole process, \
          user and kernel; memory is the most in the window. PUT overwrites the same objects in turn; GET reads at most \
-         512 MiB of objects, each read once before, so a cache has them.\n",
+         512 MiB of objects, each read once before, so a cache has them. What the cache held is the more of before and after.\n",
         arguments.seconds
     )
     .expect("in memory");

@@ -33,10 +33,11 @@ pub fn measure(setup: &Setup, lengths: &Lengths, rows: &mut Rows) -> Result<(), 
                 let plan = plan(setup, &server, verb, size, connections, lengths.seconds);
                 let at = |e: io::Error| format!("{}, {verb:?} of {size}: {e}", setup.name);
                 prepare(&plan).map_err(at)?;
+                let held = || metrics::value(&server, "strongroom_cache_bytes").ok()?;
+                let before = held();
                 let mut measured = run(&plan);
-                measured.server_cache = metrics::value(&server, "strongroom_cache_bytes")
-                    .ok()
-                    .flatten();
+                // What the preparation overwrote leaves during the measurement.
+                measured.server_cache = held().max(before);
                 let row = Row {
                     setup: setup.name,
                     verb,
