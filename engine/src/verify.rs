@@ -90,11 +90,12 @@ impl Verified {
     }
 }
 
-/// Verifies the store in `dir`, which this process holds.
+/// Verifies the store in `dir`, which this process holds. `beside` knows the names of files that others keep there.
 pub fn verify(
     dir: &DataDir,
     store_key: &Secret,
     keys: &dyn ObjectKeys,
+    beside: &dyn Fn(&str) -> bool,
     say: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<Verified> {
     let mut offline = Offline::open(dir, store_key)?;
@@ -112,6 +113,7 @@ pub fn verify(
     unpanicked(|| {
         let ledger = run.ledger()?;
         run.account(&ledger)?;
+        run.other_files(beside)?;
         run.read_all(keys, &ledger)
     })?;
     Ok(run.found)
@@ -372,7 +374,7 @@ impl Run<'_> {
                 self.foreign(&entry.path());
             }
         }
-        self.other_files()
+        Ok(())
     }
 
     /// Looks at sectors that no record names: empty, left by an upload, or sealed and forgotten; anything else is damage.
@@ -442,7 +444,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn other_files(&mut self) -> Result<()> {
+    fn other_files(&mut self, beside: &dyn Fn(&str) -> bool) -> Result<()> {
         let root = self.dir.path();
         for entry in std::fs::read_dir(root).map_err(|e| Error::io("list", root, e))? {
             let path = entry.map_err(|e| Error::io("list", root, e))?.path();
@@ -462,9 +464,8 @@ impl Run<'_> {
                         path.display()
                     )));
                 }
-                _ if KNOWN.contains(&name.trim_end_matches(".new")) => {
-                    self.found.other_bytes += used(&path)
-                }
+                "superblock" | "superblock.old" | "lock" => self.found.other_bytes += used(&path),
+                name if beside(name) => self.found.other_bytes += used(&path),
                 _ => self.foreign(&path),
             }
         }
@@ -727,18 +728,6 @@ fn open_upload(
     }
     Ok(())
 }
-
-/// What lies in a data directory beside index and segments.
-const KNOWN: [&str; 8] = [
-    "superblock",
-    "lock",
-    "keystore",
-    "keystore.made",
-    "root.key",
-    "root-credentials",
-    "certs",
-    "admin.sock",
-];
 
 /// The runs of sectors up to `end` that are not in `runs`.
 fn gaps(runs: &Runs, end: u32) -> Vec<(u32, u32)> {

@@ -27,7 +27,7 @@ use crate::rewrap::{Objects, Protected};
 use crate::store_key::StoreKeeper;
 use crate::{limits, root_key};
 
-const SOCKET: &str = "admin.sock";
+pub const SOCKET: &str = "admin.sock";
 
 /// What a process says that has no root key yet.
 pub const LOCKED: &str =

@@ -18,6 +18,7 @@ use crate::key_service;
 use crate::root_key;
 use crate::service::proxy::Network;
 use crate::store_key::MetadataKey;
+use crate::tls;
 
 /// How ETags of objects whose ETag is an MD5 on S3 are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -178,13 +179,13 @@ impl Serve {
 
     /// Where the certificates are; of several data directories the first that has some.
     pub fn certs_dir(&self, data_dirs: &[PathBuf]) -> PathBuf {
-        let own = || root_key::in_any(data_dirs, "certs");
+        let own = || root_key::in_any(data_dirs, tls::DIRECTORY);
         self.certs_dir.clone().unwrap_or_else(own)
     }
 }
 
 /// The file with the root user's credentials.
-const CREDENTIALS: &str = "root-credentials";
+pub const CREDENTIALS: &str = "root-credentials";
 const METRICS_TOKEN: &str = "STRONGROOM_METRICS_TOKEN";
 
 /// Variables that are read, beside those of the flags.

@@ -20,6 +20,11 @@ pub const PASSPHRASE: &str = "root.key.passphrase";
 /// The file that tells that the root key was split into shares. It holds none.
 pub const SHARES: &str = "root.key.shares";
 
+/// Whether a file of this name holds a root key, or tells of one.
+pub fn is_file(name: &str) -> bool {
+    [RootKey::FILE_NAME, PASSPHRASE, SHARES].contains(&name)
+}
+
 /// The file that holds the root key of the store in `dirs`, unless a variable does.
 pub fn path(dirs: &[PathBuf]) -> PathBuf {
     match config::non_empty(FILE_VARIABLE) {

@@ -61,6 +61,7 @@ pub use kes::server::{
 };
 pub use keys::{Kes, Keys, KeysOptions, NewKey, OpenKey, Source, StoredDataKey};
 pub use keystore::backup::Restored;
+pub use keystore::files::is_file as is_keystore_file;
 pub use lease::{KeyHold, KeyLease};
 pub use root::{Generated, RootKey};
 pub use secret::DataKey;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use strongroom_tests::cli::{answer, fail, on, said, succeed, value};
+use strongroom_tests::cli::{answer, command, fail, on, said, succeed, value};
 use strongroom_tests::client::{Request, head_bytes};
 use strongroom_tests::data::Pattern;
 use strongroom_tests::scan::Needles;
@@ -587,6 +587,15 @@ fn a_passphrase_or_shares_open_the_keystore() {
     assert!(status.success(), "{status}");
     let listed = give(&["key", "list"], &format!("{PASSPHRASE}\n"));
     assert!(said(&listed).contains(DEFAULT), "{}", said(&listed));
+    let mut verify = command(&["verify", &dir.display().to_string()]);
+    verify.env(
+        "STRONGROOM_KMS_ROOT_KEY",
+        String::from_utf8_lossy(&root).trim(),
+    );
+    let sound = answer(&mut verify, "");
+    let printed = said(&sound);
+    assert!(sound.status.success(), "{printed}");
+    assert!(!printed.contains("is not the store's"), "{printed}");
 
     // A start waits to be opened.
     let opener = std::thread::spawn({

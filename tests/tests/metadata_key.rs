@@ -13,7 +13,7 @@ use strongroom_tests::scan::Needles;
 use strongroom_tests::sigv4::Moment;
 use strongroom_tests::sized::{self, content, fill, name};
 use strongroom_tests::wire::Connection;
-use strongroom_tests::{Config, Server};
+use strongroom_tests::{Config, Server, binary};
 
 const BUCKET: &str = "metadata";
 const DEFAULT: &str = "strongroom-default";
@@ -241,6 +241,50 @@ fn the_store_key_moves_there_and_back() {
         SIZES.len()
     );
     run(&server, &["kms", "unseal"]);
+    server.restart();
+    assert_open(&server);
+}
+
+/// A drive that was away while the store key moved comes back with the old wrapping, which must open nothing any more.
+#[test]
+fn the_store_key_moves_on_every_drive() {
+    let home = tempfile::tempdir_in(binary::scratch()).expect("scratch");
+    let dirs = [1, 2].map(|n| home.path().join(format!("drive{n}")));
+    let mut server = filled(Config::http().data_dirs(&dirs));
+    let local = wrapped(&dirs[1]);
+    stop(&mut server);
+
+    // An empty mount point stands where the drive was.
+    let away = home.path().join("away");
+    fs::rename(&dirs[1], &away).expect("renamed");
+    fs::create_dir(&dirs[1]).expect("made");
+    server.configure(|config| config.args(UNDER_KMS));
+    server.start_again();
+    stop(&mut server);
+    fs::remove_dir(&dirs[1]).expect("nothing was written into it");
+    fs::rename(&away, &dirs[1]).expect("renamed");
+    assert_ne!(wrapped(&dirs[0]), local);
+    assert_eq!(wrapped(&dirs[1]), local);
+
+    server.start_again();
+    assert_open(&server);
+    let moved = wrapped(&dirs[0]);
+    assert_eq!(wrapped(&dirs[1]), moved);
+    let mut needles = Needles::default();
+    needles.add("the store key under the root key", &local);
+    needles.assert_absent(home.path());
+    run(&server, &["kms", "seal"]);
+    assert_locked(&server, "sealed");
+    stop(&mut server);
+    server.start_locked();
+    assert_locked(&server, "sealed");
+    run(&server, &["kms", "unseal"]);
+    assert_open(&server);
+
+    run(&server, &["key", "rotate", DEFAULT]);
+    run(&server, &["key", "rewrap", DEFAULT, "--retire"]);
+    assert_ne!(wrapped(&dirs[0]), moved);
+    assert_eq!(wrapped(&dirs[1]), wrapped(&dirs[0]));
     server.restart();
     assert_open(&server);
 }

@@ -20,6 +20,7 @@ use crate::key_work::AskKeys;
 use crate::root_key;
 use crate::sse;
 use crate::store_key::StoreKeeper;
+use crate::tls;
 
 /// Which store.
 #[derive(Debug, Args)]
@@ -62,7 +63,10 @@ impl Offline {
 /// The keys of the key service that the surroundings name, for a command.
 fn keys(dirs: &DataDirs, kms: &Arc<Kms>) -> Result<AskKeys, String> {
     let certs = config::non_empty("STRONGROOM_CERTS_DIR");
-    let certs = certs.map_or_else(|| root_key::in_any(&dirs.paths(), "certs"), PathBuf::from);
+    let certs = certs.map_or_else(
+        || root_key::in_any(&dirs.paths(), tls::DIRECTORY),
+        PathBuf::from,
+    );
     let options = key_service::Options::default();
     let service = KeyService::open(&options, &certs, Arc::clone(kms), false)?;
     AskKeys::of_command(Arc::new(service))

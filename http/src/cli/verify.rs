@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use strongroom_engine::{Event, Verified, verify};
 
+use strongroom_kms::is_keystore_file;
+
 use super::offline::{Offline, Place, name, size};
+use crate::{admin, config, root_key, tls};
 
 /// `strongroom verify`
 #[derive(Debug, Args)]
@@ -35,7 +38,7 @@ pub fn run(command: &Verify) -> Result<(), String> {
         }
         let screen = Screen::shared();
         let say = |event: Event<'_>| screen.lock().tell(&event);
-        let found = verify(dir, &store.store_key, &store.keys, &say);
+        let found = verify(dir, &store.store_key, &store.keys, &is_beside, &say);
         screen.lock().wipe();
         let found = found.map_err(|e| e.to_string())?;
         eprint!("{}", summary(&found));
@@ -48,6 +51,13 @@ pub fn run(command: &Verify) -> Result<(), String> {
         (0, 0) => Ok(()),
         _ => Err(format!("{rotten} rotten objects, {damage} other findings")),
     }
+}
+
+/// Whether a file of this name in a data directory is the store's, though not the engine's. Each may be a draft.
+fn is_beside(name: &str) -> bool {
+    let name = name.trim_end_matches(".new");
+    let others = [config::CREDENTIALS, tls::DIRECTORY, admin::SOCKET];
+    is_keystore_file(name) || root_key::is_file(name) || others.contains(&name)
 }
 
 fn summary(found: &Verified) -> String {

@@ -25,6 +25,8 @@ use rustls::sign::CertifiedKey;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
+/// Its name within a data directory, where it is not put elsewhere.
+pub const DIRECTORY: &str = "certs";
 const PUBLIC: &str = "public.crt";
 const PRIVATE: &str = "private.key";
 const AUTHORITIES: &str = "CAs";

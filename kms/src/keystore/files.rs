@@ -38,12 +38,19 @@ use crate::secret::Secret32;
 pub(crate) const DIRECTORY: &str = "keystore";
 /// Beside the keystore: it has been made here once.
 const MADE: &str = "keystore.made";
+/// One that was moved aside, with the time behind.
+const REPLACED: &str = "keystore.replaced-";
 const KEYS: &str = "keys";
 const KEYS_NEW: &str = "keys.new";
 const FILE_KEY: &str = "file-key";
 const SEALED: &str = "sealed";
 /// A keystore that is being made, or one that another took the place of.
 const NEW: &str = "keystore.new";
+
+/// Whether what has this name in a data directory belongs to a keystore.
+pub fn is_file(name: &str) -> bool {
+    [DIRECTORY, MADE, NEW].contains(&name) || name.starts_with(REPLACED)
+}
 
 const KEYS_MAGIC: &[u8; 8] = b"SRKEYS01";
 const SLOT_MAGIC: &[u8; 8] = b"SRFKEY01";
@@ -209,7 +216,7 @@ impl Files {
 
     /// Makes a copy in the place of what is there, which is moved aside; says where to.
     fn put_instead(&mut self, home: &Path, book: &Book, now: u64) -> Result<PathBuf, Error> {
-        let aside = home.join(format!("{DIRECTORY}.replaced-{now}"));
+        let aside = home.join(format!("{REPLACED}{now}"));
         let new = self.exchange(home, book)?;
         (|| {
             renameat_with(CWD, &new, CWD, &aside, RenameFlags::NOREPLACE)?;
