@@ -47,12 +47,12 @@ enum Raced {
 
 #[test]
 fn acknowledged_objects_survive_http() {
-    survive(Config::http(), scaled(5, 100));
+    survive(Config::http(), scaled(5, 300));
 }
 
 #[test]
 fn acknowledged_objects_survive_tls() {
-    survive(Config::tls(), scaled(2, 20));
+    survive(Config::tls(), scaled(2, 30));
 }
 
 fn survive(config: Config, rounds: u32) {
