@@ -190,15 +190,17 @@ fn sections(arguments: &Arguments) -> Result<String, String> {
     let mut section = |title: &str, body: &str| {
         writeln!(text, "## {title}\n\n{body}").expect("in memory");
     };
-    section(
-        "Marks",
-        &format!(
-            "From the tables below, at {at} connections where nothing else stands; large is {} and more.\n\n{}",
-            show_size(LARGE),
-            marks::table(&run)
-        ),
-    );
-    section("Servers", &rows.tables());
+    if !rows.0.is_empty() {
+        section(
+            "Marks",
+            &format!(
+                "From the tables below, at {at} connections where nothing else stands; large is {} and more.\n\n{}",
+                show_size(LARGE),
+                marks::table(&run)
+            ),
+        );
+        section("Servers", &rows.tables());
+    }
     if let Some((count, table)) = many {
         section(&format!("{count} objects"), &table);
     }
