@@ -1,6 +1,7 @@
 //! What `/proc` says of a process: memory, CPU time, open files, how many threads.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 /// Resident memory now, in bytes; 0 when the process is gone.
 pub fn resident_bytes(pid: u32) -> u64 {
@@ -42,6 +43,21 @@ pub fn open_files(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
+/// Of the files it has open, those that have no name any more: how many, and their bytes on disk.
+pub fn removed_files(pid: u32) -> (usize, u64) {
+    let fds = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    let removed = fds.filter_map(|fd| {
+        let path = fd.ok()?.path();
+        let target = fs::read_link(&path).ok()?;
+        let removed = target.to_string_lossy().ends_with(" (deleted)");
+        // Through the link, to the file itself.
+        removed.then(|| fs::metadata(&path).map_or(0, |file| file.blocks() * 512))
+    });
+    removed.fold((0, 0), |(files, all), bytes| (files + 1, all + bytes))
+}
+
 fn status_kib(pid: u32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix(field));
@@ -52,12 +68,19 @@ fn status_kib(pid: u32, field: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     #[test]
     fn this_process_is_seen() {
         let pid = std::process::id();
         assert!(super::resident_bytes(pid) > 100_000);
         assert!(super::resident_peak_bytes(pid) >= super::resident_bytes(pid) / 2);
         assert!(super::open_files(pid) >= 3);
+        let (mut unnamed, before) = (tempfile::tempfile().unwrap(), super::removed_files(pid));
+        unnamed.write_all(&[1; 50_000]).unwrap();
+        unnamed.sync_all().unwrap();
+        let (files, bytes) = super::removed_files(pid);
+        assert!(files >= 1 && bytes >= before.1.min(bytes) && bytes >= 50_000);
         let before = super::cpu_seconds(pid);
         let start = std::time::Instant::now();
         while start.elapsed().as_millis() < 100 {

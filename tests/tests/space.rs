@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use strongroom_tests::client::{Client, Request, xml_values};
 use strongroom_tests::data::Pattern;
-use strongroom_tests::{Config, Server, disk, sigv4};
+use strongroom_tests::{Config, Server, disk, procfs, sigv4};
 
 const BUCKET: &str = "space";
 const SOON: Duration = Duration::from_secs(20);
@@ -85,6 +85,42 @@ fn overwriting_takes_no_more() {
     }
     let limit = empty + (20 << 20) + (16 << 20);
     disk::wait_used_at_most(server.data_dir(), limit, SOON);
+}
+
+/// A segment that goes as a whole was read on several cores before: its space comes back all the same, and its files are closed.
+#[test]
+fn whole_segments_that_were_read() {
+    const SEGMENT: u64 = 1 << 30;
+    const OBJECT: u64 = 128 << 20;
+    let (server, mut client, empty) = empty(Config::http().shards(2).args(["--cache-size", "0"]));
+    let objects = 2 * SEGMENT / OBJECT + 4;
+    for n in 0..objects {
+        put(&mut client, &format!("{n}"), OBJECT);
+    }
+    let read = |key: &str| {
+        for mut client in (0..6).map(|_| server.client()) {
+            let request = Request {
+                method: "GET",
+                bucket: BUCKET,
+                key,
+                ..Request::default()
+            };
+            let got = client.fetch(&request, |_| {});
+            assert_eq!(got.expect("an answer").status, 200);
+        }
+    };
+    (0..objects).for_each(|n| read(&format!("{n}")));
+    clear(&mut client);
+    disk::wait_used_at_most(server.data_dir(), empty + (32 << 20), SOON);
+    let (_, bytes) = procfs::removed_files(server.pid());
+    assert!(bytes <= 8 << 20, "{bytes} bytes in files without a name");
+    put(&mut client, "last", OBJECT);
+    // A core looks when it reads next, and no client can choose its core.
+    let start = Instant::now();
+    while procfs::removed_files(server.pid()).0 > 0 {
+        assert!(start.elapsed() < SOON, "removed files are open still");
+        read("last");
+    }
 }
 
 #[test]

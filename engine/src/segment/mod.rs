@@ -30,6 +30,8 @@ pub struct Segments {
     next: AtomicU64,
     sequence: AtomicU64,
     live: Mutex<HashMap<u64, u64>>,
+    /// How many segments were removed.
+    removed: AtomicU64,
     /// Extents of each segment that no record names any more, and that somebody may still read.
     leaving: Mutex<HashMap<u64, u64>>,
     marks: Vec<Mutex<Marks>>,
@@ -98,6 +100,7 @@ impl Segments {
             next: AtomicU64::new(next),
             sequence: AtomicU64::new(u64::from(boot) << 40),
             live: Mutex::new(live),
+            removed: AtomicU64::new(0),
             leaving: Mutex::default(),
             marks: (0..shards).map(|_| Mutex::default()).collect(),
         }
@@ -223,6 +226,12 @@ impl Segments {
 
     pub fn forget(&self, segment: u64) {
         lock(&self.live).remove(&segment);
+        self.removed.fetch_add(1, Ordering::Release);
+    }
+
+    /// How many segments were removed so far.
+    pub fn removed(&self) -> u64 {
+        self.removed.load(Ordering::Acquire)
     }
 
     pub fn checkpoint(&self, closing: bool) -> Checkpoint {

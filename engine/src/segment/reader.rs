@@ -26,6 +26,8 @@ pub struct Files {
     shard: usize,
     open: RefCell<HashMap<u64, (Rc<SegmentFile>, u64)>>,
     clock: Cell<u64>,
+    /// How many segments had been removed when those were last looked through.
+    removed: Cell<u64>,
 }
 
 impl Files {
@@ -35,12 +37,14 @@ impl Files {
             shard,
             open: RefCell::default(),
             clock: Cell::new(0),
+            removed: Cell::new(0),
         }
     }
 
     pub async fn get(&self, segment: u64) -> Result<Rc<SegmentFile>> {
         let now = self.clock.get() + 1;
         self.clock.set(now);
+        self.close_removed();
         if let Some((file, used)) = self.open.borrow_mut().get_mut(&segment) {
             *used = now;
             return Ok(Rc::clone(file));
@@ -57,6 +61,17 @@ impl Files {
         }
         open.insert(segment, (Rc::clone(&file), now));
         Ok(file)
+    }
+
+    /// Closes the files of segments that nobody will read again.
+    fn close_removed(&self) {
+        let removed = self.core.segments.removed();
+        if self.removed.replace(removed) != removed {
+            let segments = &self.core.segments;
+            self.open
+                .borrow_mut()
+                .retain(|id, _| !segments.is_dead(*id));
+        }
     }
 
     async fn open(&self, segment: u64) -> Result<SegmentFile> {

@@ -308,7 +308,14 @@ fn punch(core: &Arc<Core>, mut ready: Vec<Freed>) -> std::result::Result<(), (Ve
     // An id must never come again: the count of ids is durable before the file goes.
     if !dead.is_empty() && core.commit_and_wait(Op::Checkpoint) {
         for segment in &dead {
-            match disk::remove(&core.segments.path(*segment)) {
+            let path = core.segments.path(*segment);
+            // Those who read it last may have it open still: its space does not wait for them.
+            let emptied =
+                PlainFile::open(&path).and_then(|file| file.punch(0, core.segments.sectors_max));
+            if let Err(e) = emptied {
+                tracing::warn!("space is given back once nobody has the file open: {e}");
+            }
+            match disk::remove(&path) {
                 Ok(()) => core.segments.forget(*segment),
                 Err(e) => drop(failed.insert(*segment, fail(e))),
             }
