@@ -42,11 +42,12 @@ impl Shelf {
     }
 
     fn full(&self) -> BytesMut {
-        let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        shelf.pop().unwrap_or_else(|| {
+        let shelf = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = shelf().pop();
+        used.unwrap_or_else(|| {
             // Two lie in one piece of memory, of which less is wasted than of two.
             let mut first = BytesMut::zeroed(2 * FULL);
-            shelf.push(first.split_off(FULL));
+            shelf().push(first.split_off(FULL));
             first
         })
     }

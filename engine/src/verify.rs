@@ -464,7 +464,9 @@ impl Run<'_> {
                         path.display()
                     )));
                 }
-                "superblock" | "superblock.old" | "lock" => self.found.other_bytes += used(&path),
+                "superblock" | "superblock.new" | "superblock.old" | "lock" => {
+                    self.found.other_bytes += used(&path)
+                }
                 name if beside(name) => self.found.other_bytes += used(&path),
                 _ => self.foreign(&path),
             }
