@@ -21,6 +21,18 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Takes a drive away: an empty mount point stands where its directory was.
+pub fn take_away(dir: &Path) {
+    std::fs::rename(dir, dir.with_extension("away")).expect("renamed");
+    std::fs::create_dir(dir).expect("made");
+}
+
+/// Brings back what [`take_away`] took.
+pub fn bring_back(dir: &Path) {
+    std::fs::remove_dir(dir).expect("nothing was written into it");
+    std::fs::rename(dir.with_extension("away"), dir).expect("renamed");
+}
+
 /// Bytes that the files below `dir` take on disk, as `du` counts them: holes are free.
 pub fn used_bytes(dir: &Path) -> u64 {
     files(dir).iter().map(|f| used_bytes_of(f)).sum()

@@ -1,14 +1,13 @@
 //! A store on three drives: any order, one of them away, and back again.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use strongroom_tests::cli::{command, fail, on, succeed};
 use strongroom_tests::client::{Client, Request};
 use strongroom_tests::data::Pattern;
 use strongroom_tests::scan::Needles;
-use strongroom_tests::{Config, binary};
+use strongroom_tests::{Config, binary, disk};
 
 const BUCKET: &str = "drives";
 const LATER: &str = "made-while-one-was-away";
@@ -31,19 +30,6 @@ impl Home {
 
     fn config(&self) -> Config {
         Config::http().data_dirs(&self.dirs)
-    }
-
-    /// An empty mount point stands where the drive was.
-    fn take_away(&self, at: usize) {
-        let dir = &self.dirs[at];
-        fs::rename(dir, dir.with_extension("away")).expect("renamed");
-        fs::create_dir(dir).expect("made");
-    }
-
-    fn bring_back(&self, at: usize) {
-        let dir = &self.dirs[at];
-        fs::remove_dir(dir).expect("nothing was written into it");
-        fs::rename(dir.with_extension("away"), dir).expect("renamed");
     }
 }
 
@@ -150,7 +136,7 @@ fn a_drive_goes_and_comes_back() {
     // Each in turn is away, among them the one that tells of buckets.
     let mut seen = BTreeSet::new();
     for at in [1, 2, 0] {
-        home.take_away(at);
+        disk::take_away(&home.dirs[at]);
         server.start_again();
         let mut client = server.client();
         let name = home.dirs[at].display().to_string();
@@ -181,7 +167,7 @@ fn a_drive_goes_and_comes_back() {
             ));
         }
         server.terminate();
-        home.bring_back(at);
+        disk::bring_back(&home.dirs[at]);
         seen.extend(gone);
     }
     assert_eq!(seen.len(), 300, "each object is on one drive");
@@ -225,7 +211,7 @@ fn a_lost_drive_is_replaced_by_an_empty_one() {
         assert_eq!(put(&mut client, &key, size), 200);
     }
     server.terminate();
-    home.take_away(0);
+    disk::take_away(&home.dirs[0]);
     server.start_again();
     let gone = lost(&mut server.client(), "");
     server.terminate();
@@ -257,7 +243,7 @@ fn a_lost_drive_is_replaced_by_an_empty_one() {
     all_listed(&mut client, 300);
     server.terminate();
     verified(&[&new]);
-    home.bring_back(0);
+    disk::bring_back(&home.dirs[0]);
     let dirs = [first.clone(), second.clone(), new];
     let refused = Config::http().data_dirs(&dirs).try_start();
     let refused = refused.err().expect("refused").output;

@@ -13,7 +13,7 @@ use strongroom_tests::scan::Needles;
 use strongroom_tests::sigv4::Moment;
 use strongroom_tests::sized::{self, content, fill, name};
 use strongroom_tests::wire::Connection;
-use strongroom_tests::{Config, Server, binary};
+use strongroom_tests::{Config, Server, binary, disk};
 
 const BUCKET: &str = "metadata";
 const DEFAULT: &str = "strongroom-default";
@@ -254,15 +254,11 @@ fn the_store_key_moves_on_every_drive() {
     let local = wrapped(&dirs[1]);
     stop(&mut server);
 
-    // An empty mount point stands where the drive was.
-    let away = home.path().join("away");
-    fs::rename(&dirs[1], &away).expect("renamed");
-    fs::create_dir(&dirs[1]).expect("made");
+    disk::take_away(&dirs[1]);
     server.configure(|config| config.args(UNDER_KMS));
     server.start_again();
     stop(&mut server);
-    fs::remove_dir(&dirs[1]).expect("nothing was written into it");
-    fs::rename(&away, &dirs[1]).expect("renamed");
+    disk::bring_back(&dirs[1]);
     assert_ne!(wrapped(&dirs[0]), local);
     assert_eq!(wrapped(&dirs[1]), local);
 

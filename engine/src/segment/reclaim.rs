@@ -310,9 +310,11 @@ fn punch(core: &Arc<Core>, mut ready: Vec<Freed>) -> std::result::Result<(), (Ve
         for segment in &dead {
             let path = core.segments.path(*segment);
             // Those who read it last may have it open still: its space does not wait for them.
-            let emptied =
-                PlainFile::open(&path).and_then(|file| file.punch(0, core.segments.sectors_max));
-            if let Err(e) = emptied {
+            let empty = || PlainFile::open(&path)?.punch(0, core.segments.sectors_max);
+            // It may have gone before a crash.
+            if path.exists()
+                && let Err(e) = empty()
+            {
                 tracing::warn!("space is given back once nobody has the file open: {e}");
             }
             match disk::remove(&path) {

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use strongroom_engine::{Event, Verified, verify};
-
 use strongroom_kms::is_keystore_file;
 
 use super::offline::{Offline, Place, name, size};

@@ -9,7 +9,7 @@
 //! while before it goes.
 
 use std::cell::Cell;
-use std::io::{self, IoSlice};
+use std::io::{self, BufRead, Cursor, IoSlice, Read};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -19,7 +19,7 @@ use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use hyper::rt;
 use rustix::buffer::spare_capacity;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::rt::Stall;
@@ -39,9 +39,8 @@ impl Linger {
 /// One TCP connection on this shard.
 pub struct Socket {
     stream: TcpStream,
-    /// Bytes that rustls has not asked for yet, from `taken` on.
-    ahead: Vec<u8>,
-    taken: usize,
+    /// Bytes that rustls has not asked for yet.
+    ahead: Cursor<Vec<u8>>,
     write_stall: Stall,
     linger: Linger,
     closing: Closing,
@@ -58,8 +57,7 @@ impl Socket {
     pub fn new(stream: TcpStream) -> Self {
         Self {
             stream,
-            ahead: Vec::new(),
-            taken: 0,
+            ahead: Cursor::default(),
             write_stall: Stall::new(limits::WRITE_STALL_TIMEOUT),
             linger: Linger::default(),
             closing: Closing::No,
@@ -90,22 +88,31 @@ impl Socket {
         Poll::Ready(Ok(read))
     }
 
-    /// Takes what the kernel has, up to a bound; 0 if that is nothing, be it for now or for ever.
+    /// Takes what the kernel has, up to a bound; 0 if that is nothing, be it for now or for ever. Then no memory is kept.
     fn read_ahead(&mut self) -> io::Result<usize> {
-        let mut ahead = std::mem::take(&mut self.ahead);
+        let mut ahead = std::mem::take(&mut self.ahead).into_inner();
         ahead.clear();
         ahead.reserve_exact(limits::TLS_READ_BYTES);
-        let read = loop {
-            match rustix::net::recv(self.fd(), spare_capacity(&mut ahead), RecvFlags::DONTWAIT) {
-                Ok((_, n)) => break n,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break 0,
-                Err(error) => return Err(error.into()),
+        let read = self.receive(|fd, flags| {
+            rustix::net::recv(fd, spare_capacity(&mut ahead), flags).map(|(_, n)| n)
+        })?;
+        self.ahead = Cursor::new(if ahead.is_empty() { Vec::new() } else { ahead });
+        Ok(read.unwrap_or(0))
+    }
+
+    /// Takes what the kernel has; none if that is nothing for now.
+    fn receive(
+        &self,
+        mut recv: impl FnMut(BorrowedFd<'_>, RecvFlags) -> rustix::io::Result<usize>,
+    ) -> io::Result<Option<usize>> {
+        match retry_on_intr(|| recv(self.fd(), RecvFlags::DONTWAIT)) {
+            Ok(n) => {
+                metrics::received(n);
+                Ok(Some(n))
             }
-        };
-        metrics::received(read);
-        self.ahead = ahead;
-        Ok(read)
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -192,29 +199,23 @@ impl rt::Read for Socket {
         cx: &mut Context<'_>,
         mut buf: rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            // SAFETY: only `recv` writes to the slice, and it never makes bytes uninitialized.
-            let spare = unsafe { buf.as_mut() };
-            if spare.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            match rustix::net::recv(self.fd(), spare, RecvFlags::DONTWAIT) {
-                Ok((_, n)) => {
-                    metrics::received(n);
-                    // SAFETY: the kernel wrote the first `n` bytes of the slice.
-                    unsafe { buf.advance(n) };
-                    return Poll::Ready(Ok(()));
-                }
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => {}
-                Err(error) => return Poll::Ready(Err(error.into())),
-            }
-            let mut scratch = [0; 4096];
-            let want = scratch.len().min(buf.remaining());
-            let n = ready!(self.poll_readable(cx, &mut scratch[..want]))?;
-            buf.put_slice(&scratch[..n]);
+        // SAFETY: only `recv` writes to the slice, and it never makes bytes uninitialized.
+        let spare = unsafe { buf.as_mut() };
+        if spare.is_empty() {
             return Poll::Ready(Ok(()));
         }
+        let read =
+            self.receive(|fd, flags| rustix::net::recv(fd, &mut *spare, flags).map(|(_, n)| n))?;
+        if let Some(n) = read {
+            // SAFETY: the kernel wrote the first `n` bytes of the slice.
+            unsafe { buf.advance(n) };
+            return Poll::Ready(Ok(()));
+        }
+        let mut scratch = [0; 4096];
+        let want = scratch.len().min(buf.remaining());
+        let n = ready!(self.poll_readable(cx, &mut scratch[..want]))?;
+        buf.put_slice(&scratch[..n]);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -256,22 +257,10 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        if self.taken == self.ahead.len() {
-            self.taken = 0;
-            match self.read_ahead() {
-                Ok(0) => {
-                    self.ahead = Vec::new();
-                    return self.poll_readable(cx, buf);
-                }
-                Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+        if self.ahead.fill_buf()?.is_empty() && self.read_ahead()? == 0 {
+            return self.poll_readable(cx, buf);
         }
-        let rest = &self.ahead[self.taken..];
-        let n = rest.len().min(buf.len());
-        buf[..n].copy_from_slice(&rest[..n]);
-        self.taken += n;
-        Poll::Ready(Ok(n))
+        Poll::Ready(self.ahead.read(buf))
     }
 }
 

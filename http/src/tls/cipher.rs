@@ -21,9 +21,10 @@ use strongroom_engine::simd::gcm::{Key, Message, TAG};
 
 /// ring's provider with its TLS 1.3 suite of AES-256-GCM replaced, in the same order of preference.
 pub fn provider() -> Arc<CryptoProvider> {
-    static SUITE: LazyLock<Option<Tls13CipherSuite>> = LazyLock::new(|| {
-        let theirs = ring::cipher_suite::TLS13_AES_256_GCM_SHA384.tls13()?;
-        Some(Tls13CipherSuite {
+    static SUITE: LazyLock<Tls13CipherSuite> = LazyLock::new(|| {
+        let theirs = ring::cipher_suite::TLS13_AES_256_GCM_SHA384.tls13();
+        let theirs = theirs.expect("a suite of TLS 1.3");
+        Tls13CipherSuite {
             common: CipherSuiteCommon {
                 suite: theirs.common.suite,
                 hash_provider: theirs.common.hash_provider,
@@ -32,12 +33,12 @@ pub fn provider() -> Arc<CryptoProvider> {
             hkdf_provider: theirs.hkdf_provider,
             aead_alg: &Aes256Gcm,
             quic: None,
-        })
+        }
     });
     let mut provider = ring::default_provider();
     for suite in &mut provider.cipher_suites {
-        if let (CipherSuite::TLS13_AES_256_GCM_SHA384, Some(ours)) = (suite.suite(), &*SUITE) {
-            *suite = SupportedCipherSuite::Tls13(ours);
+        if suite.suite() == CipherSuite::TLS13_AES_256_GCM_SHA384 {
+            *suite = SupportedCipherSuite::Tls13(&SUITE);
         }
     }
     Arc::new(provider)
@@ -52,7 +53,7 @@ struct Records {
 }
 
 impl Records {
-    /// rustls keeps its copy of the key erased.
+    /// rustls erases its own copy of the key.
     fn new(key: &AeadKey, iv: Iv) -> Box<Self> {
         let secret = Secret::from_slice(key.as_ref()).expect("a key of key_len() bytes");
         Box::new(Self {

@@ -47,11 +47,6 @@ const SEALED: &str = "sealed";
 /// A keystore that is being made, or one that another took the place of.
 const NEW: &str = "keystore.new";
 
-/// Whether what has this name in a data directory belongs to a keystore.
-pub fn is_file(name: &str) -> bool {
-    [DIRECTORY, MADE, NEW].contains(&name) || name.starts_with(REPLACED)
-}
-
 const KEYS_MAGIC: &[u8; 8] = b"SRKEYS01";
 const SLOT_MAGIC: &[u8; 8] = b"SRFKEY01";
 const STORE_ID: usize = 16;
@@ -64,6 +59,11 @@ const SLOT_USED: usize = SLOT_HEADER + seal::OVERHEAD + 32;
 /// Slots lie apart, so that a torn write of one cannot touch the other.
 const SLOT: usize = 4096;
 const SLOTS: usize = 2;
+
+/// Whether what has this name in a data directory belongs to a keystore.
+pub fn is_file(name: &str) -> bool {
+    [DIRECTORY, MADE, NEW].contains(&name) || name.starts_with(REPLACED)
+}
 
 const PURPOSE_SLOT: &str = "strongroom keystore file key v1";
 const PURPOSE_ROOT_ID: &str = "strongroom root key id v1";
