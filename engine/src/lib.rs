@@ -58,6 +58,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use rt::random;
+#[cfg(not(test))]
+pub use rt::{blocking, end_blocking};
 use secret::Secret;
 
 /// A key for one purpose, from the key of the store.

@@ -44,6 +44,7 @@ pub fn with_objects<T>(
                 let drives = seed.open().await?;
                 inbox.work(drives.clone(), std::future::pending()).await;
                 drives.close().await;
+                strongroom_engine::end_blocking().await;
                 Ok(())
             });
         running.push(shard.map_err(|e| format!("shard {id} cannot start: {e}"))?);

@@ -213,6 +213,7 @@ async fn serve(
     if let Some(store) = here.store {
         store.drives.close().await;
     }
+    strongroom_engine::end_blocking().await;
 }
 
 /// What a core has.

@@ -15,6 +15,7 @@ use rustix::fs::FallocateFlags;
 use super::DiskCounters;
 use crate::error::{Error, Result};
 use crate::limits::SECTOR;
+use crate::rt;
 
 pub use glommio::io::ReadResult;
 
@@ -26,7 +27,7 @@ pub type Buffer = DmaBuffer;
 pub struct SegmentFile {
     file: DmaFile,
     path: PathBuf,
-    /// In a segment that is written: a second descriptor, to reserve space.
+    /// In a segment that is written: a second descriptor, to reserve space and give it back.
     plain: Option<Arc<File>>,
     /// Those of the shard that opened it.
     counters: Arc<DiskCounters>,
@@ -55,9 +56,7 @@ impl SegmentFile {
             .parent()
             .expect("a segment lies in a directory")
             .to_path_buf();
-        glommio::executor()
-            .spawn_blocking(move || sync_dir(&dir))
-            .await?;
+        rt::blocking(move || sync_dir(&dir)).await?;
         Ok(file)
     }
 
@@ -146,28 +145,28 @@ impl SegmentFile {
 
     /// Reserves disk space for the bytes from `from` to `to`.
     pub async fn allocate(&self, from: u64, to: u64) -> Result<()> {
-        let file = Arc::clone(
-            self.plain
-                .as_ref()
-                .expect("space is reserved in segments that are written"),
-        );
-        glommio::executor()
-            .spawn_blocking(move || {
-                rustix::fs::fallocate(&*file, FallocateFlags::empty(), from, to - from)
-            })
-            .await
-            .map_err(|e| match e {
-                rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Error::DiskFull,
-                e => Error::io("reserve space in", &self.path, e),
-            })
+        let file = self.plain();
+        rt::blocking(move || {
+            rustix::fs::fallocate(&*file, FallocateFlags::empty(), from, to - from)
+        })
+        .await
+        .map_err(|e| match e {
+            rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Error::DiskFull,
+            e => Error::io("reserve space in", &self.path, e),
+        })
     }
 
     /// Gives back what lies behind `end`.
     pub async fn truncate(&self, end: u64) -> Result<()> {
-        self.file
-            .truncate(end)
+        let file = self.plain();
+        rt::blocking(move || file.set_len(end))
             .await
-            .map_err(|e| failure("cut", &self.path, e))
+            .map_err(|e| Error::io("cut", &self.path, e))
+    }
+
+    fn plain(&self) -> Arc<File> {
+        let plain = self.plain.as_ref();
+        Arc::clone(plain.expect("this segment is written"))
     }
 }
 

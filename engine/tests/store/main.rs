@@ -10,13 +10,17 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
+use futures_lite::future::poll_once;
 use glommio::{LocalExecutorBuilder, Placement};
 use strongroom_engine::record::{Encryption, Mode, UploadId};
 use strongroom_engine::secret::Secret;
 use strongroom_engine::{
     Completion, Condition, DataDir, Engine, EngineOptions, Error, EtagMatch, Finish, ListEntry,
-    ListQuery, NewUpload, Observer, PartChoice, Shard, Target, UploadQuery,
+    ListQuery, NewUpload, Observer, PartChoice, Shard, Target, UploadQuery, blocking, end_blocking,
 };
 
 const KEY: [u8; 32] = [5; 32];
@@ -72,6 +76,7 @@ fn with_observer<F: Future<Output = ()> + 'static>(
             if end == End::Close {
                 shard.close().await;
             }
+            end_blocking().await;
         })
         .unwrap()
         .join()
@@ -753,4 +758,34 @@ fn nothing_written_lies_on_disk_in_clear() {
         }
     }
     assert!(searched > 3_000_000);
+}
+
+/// glommio's helper threads panic when they have an answer and nobody is left to take it.
+#[test]
+fn an_executor_ends_after_its_helpers() {
+    let (began, begun) = mpsc::channel();
+    let (finished, finish) = mpsc::channel();
+    let late = finished.clone();
+    LocalExecutorBuilder::new(Placement::Unbound)
+        .io_memory(1 << 20)
+        .spawn(|| async move {
+            let work = blocking(move || {
+                began.send(()).unwrap();
+                thread::sleep(Duration::from_millis(200));
+                finished.send("what was under way").unwrap();
+            });
+            // Whoever asked goes away.
+            assert_eq!(poll_once(work).await, None);
+            end_blocking().await;
+            begun.recv().unwrap();
+            let work = blocking(move || late.send("what came too late").unwrap());
+            assert_eq!(poll_once(work).await, None);
+        })
+        .unwrap()
+        .join()
+        .unwrap();
+    assert_eq!(
+        finish.try_iter().collect::<Vec<_>>(),
+        ["what was under way"]
+    );
 }

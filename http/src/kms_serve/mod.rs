@@ -144,6 +144,7 @@ fn start(
             .detach();
             conn::serve(listener, shard).await;
             timeout(limits::KEY_SERVER_DRAIN, drain.below(1)).await;
+            strongroom_engine::end_blocking().await;
             let _ = stopped_sender.send(());
         })
         .map_err(|e| {

@@ -82,11 +82,7 @@ async fn respond(
     };
     let too_long = asked.body.is_none();
     let answer = match limits.may_block {
-        true => {
-            glommio::executor()
-                .spawn_blocking(move || asked.handle())
-                .await
-        }
+        true => strongroom_engine::blocking(move || asked.handle()).await,
         false => asked.handle(),
     };
     let mut response = dress(answer);

@@ -109,7 +109,7 @@ impl KmsApi {
             (Source::Static, _) => Err(Caller::KeyExists(name).into()),
             _ => {
                 let kms = Arc::clone(&self.kms);
-                let made = glommio::executor().spawn_blocking(move || kms.create_key(&name));
+                let made = strongroom_engine::blocking(move || kms.create_key(&name));
                 made.await.map(drop)
             }
         };

@@ -314,9 +314,7 @@ impl Edge {
             return metrics::refusal();
         }
         let metrics = Arc::clone(&self.metrics);
-        let text = glommio::executor()
-            .spawn_blocking(move || metrics.render())
-            .await;
+        let text = strongroom_engine::blocking(move || metrics.render()).await;
         metrics::response(text)
     }
 
