@@ -379,6 +379,7 @@ fn settings(
 }
 
 pub(crate) fn prepare_process() {
+    end_on_panic();
     // Keys live in this process: nothing of it may be written out by a crash.
     let none = Rlimit {
         current: Some(0),
@@ -395,6 +396,19 @@ pub(crate) fn prepare_process() {
     if let Err(e) = rustix::process::setrlimit(Resource::Nofile, most) {
         tracing::warn!("the limit of open files could not be raised: {e}");
     }
+}
+
+/// A thread that panicked leaves others waiting for it, and nobody knows what its last step left half done: the process ends, and
+/// its next start finds all that was acknowledged.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        tracing::error!(
+            "this is a bug of Strongroom's, please report it: the server ends. Start it again."
+        );
+        std::process::exit(70);
+    }));
 }
 
 /// The cores this process may use; one shard each, going round when there are more shards.
@@ -655,5 +669,32 @@ fn quoted(path: &Path) -> String {
         text
     } else {
         format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_of_any_thread_ends_the_process() {
+        const AGAIN: &str = "STRONGROOM_TEST_PANIC";
+        if std::env::var_os(AGAIN).is_some() {
+            end_on_panic();
+            let _ = std::thread::spawn(|| panic!("on purpose")).join();
+            std::process::exit(0);
+        }
+        // This test once more, in a process that may end.
+        let name = "serve::tests::a_panic_of_any_thread_ends_the_process";
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(AGAIN, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stderr);
+        assert!(said.contains("on purpose"), "{said}");
+        assert_eq!(child.status.code(), Some(70));
     }
 }

@@ -37,9 +37,10 @@ pub fn workspace() -> &'static Path {
 fn build() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let profile = profile();
-    // The whole workspace is named, so that features unify as in `cargo test --workspace` and nothing is built twice.
+    // With the tests of the whole workspace, so that features unify as in `cargo test --workspace` and nothing is built twice.
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "--workspace", "--bin", "strongroom"])
+        .args(["build", "--quiet", "--workspace"])
+        .args(["--tests", "--bin", "strongroom"])
         .args([
             "--profile",
             if profile == "debug" { "dev" } else { &profile },

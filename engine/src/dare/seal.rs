@@ -90,6 +90,11 @@ impl Sealer {
         self.left == 0 && matches!(self.step, Step::Package)
     }
 
+    /// Whether output is due for which no more source is needed: the rest of a tag that found no room.
+    pub fn owes(&self) -> bool {
+        matches!(self.step, Step::Tag { .. })
+    }
+
     /// Seals as much of `src` as there is, the stream still takes and `dst` holds.
     ///
     /// `dst` is the place right behind what earlier calls wrote. Call again with the rest, with more source or with

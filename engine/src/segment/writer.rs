@@ -416,7 +416,7 @@ struct Current {
 impl Sink {
     /// Takes `src` into the stream, sealed by `sealer` where there is one.
     pub async fn write(&mut self, mut src: &[u8], mut sealer: Option<&mut Sealer>) -> Result<()> {
-        while !src.is_empty() {
+        while !src.is_empty() || sealer.as_ref().is_some_and(|sealer| sealer.owes()) {
             if self.current.is_none() {
                 self.open_extent().await?;
             }

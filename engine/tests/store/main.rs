@@ -253,6 +253,31 @@ fn what_goes_in_comes_out_at_every_size_sealed_and_not() {
     }
 }
 
+/// The last package ends anywhere around the end of a write buffer, its tag on both sides of it included.
+#[test]
+fn streams_may_end_around_the_end_of_a_write_buffer() {
+    let dir = tempfile::tempdir().unwrap();
+    with_store(dir.path(), End::Close, |shard| async move {
+        let new = NewUpload {
+            encryption: Some(encryption()),
+            ..Default::default()
+        };
+        let upload = shard.create_upload(BUCKET, "parts", new).await.unwrap();
+        // In front of the data lie a key, if it is no part, and a head.
+        for lead in 1..=3 {
+            let sealed = (1 << 20) - lead * 4096;
+            let whole = sealed - 32 * (sealed as usize).div_ceil(65_568);
+            for size in (whole - 20)..=(whole + 20) {
+                let data = plain(size, lead as u8);
+                put(&shard, "one", &data, true).await.unwrap();
+                let read = get(&shard, "one", 0, size).await.unwrap();
+                assert!(read == data, "{size} bytes");
+                put_part(&shard, "parts", upload, 1, &data).await;
+            }
+        }
+    });
+}
+
 #[test]
 fn conditions_are_decided_on_what_is_there() {
     let dir = tempfile::tempdir().unwrap();
