@@ -43,6 +43,8 @@ pub const READS_AHEAD: usize = 2;
 pub const UPLOADS_PER_SHARD: usize = 96;
 /// Write buffers on one shard beyond the one each upload is sure of.
 pub const SPARE_WRITE_BUFFERS: usize = 64;
+/// Write buffers that a shard keeps for later while nobody uploads.
+pub const IDLE_WRITE_BUFFERS: usize = 8;
 /// How long a request may wait for a slot before it is told to slow down.
 pub const SLOT_WAIT: Duration = Duration::from_secs(30);
 /// Downloads that may hold read buffers at once on one shard; further ones wait.

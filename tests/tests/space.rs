@@ -33,28 +33,41 @@ fn put(client: &mut Client, key: &str, size: u64) {
     answer.expect("an answer").expect(200);
 }
 
-fn clear(client: &mut Client) {
-    for entry in client.list(BUCKET).expect("a listing") {
-        let gone = client.delete(BUCKET, &entry.key).expect("an answer");
+/// Does something for each name, over a few connections.
+fn for_each(server: &Server, names: &[String], what: impl Fn(&mut Client, &str) + Sync) {
+    thread::scope(|scope| {
+        for some in names.chunks(names.len().div_ceil(8).max(1)) {
+            scope.spawn(|| {
+                let mut client = server.client();
+                some.iter().for_each(|name| what(&mut client, name));
+            });
+        }
+    });
+}
+
+fn clear(server: &Server) {
+    let entries = server.client().list(BUCKET).expect("a listing");
+    let names: Vec<_> = entries.into_iter().map(|entry| entry.key).collect();
+    for_each(server, &names, |client, name| {
+        let gone = client.delete(BUCKET, name).expect("an answer");
         gone.expect(204);
-    }
+    });
 }
 
 /// Fills, deletes everything, and holds the bound; more than once, since the second time reuses what the first left.
 fn come_and_go(objects: u64, size: u64) {
-    let (server, mut client, empty) = empty(Config::http());
+    let (server, _, empty) = empty(Config::http());
     let written = objects * size;
     for round in 0..2 {
-        for n in 0..objects {
-            put(&mut client, &format!("round {round}/{n}"), size);
-        }
+        let names: Vec<_> = (0..objects).map(|n| format!("round {round}/{n}")).collect();
+        for_each(&server, &names, |client, name| put(client, name, size));
         let full = disk::used_bytes(server.data_dir());
         assert!(
             full >= empty + written,
             "{written} bytes written, {} taken",
             full - empty
         );
-        clear(&mut client);
+        clear(&server);
         let limit = empty + written * 15 / 100;
         let took = disk::wait_used_at_most(server.data_dir(), limit, SOON);
         eprintln!("{objects} of {size} bytes, round {round}: {full} at most, back after {took:?}");
@@ -112,7 +125,7 @@ fn whole_segments_that_were_read() {
         }
     };
     (0..objects).for_each(|n| read(&format!("{n}")));
-    clear(&mut client);
+    clear(&server);
     disk::wait_used_at_most(server.data_dir(), empty + (32 << 20), SOON);
     let (_, bytes) = procfs::removed_files(server.pid());
     assert!(bytes <= 8 << 20, "{bytes} bytes in files without a name");
@@ -131,7 +144,7 @@ fn after_a_restart() {
     for n in 0..10 {
         put(&mut client, &format!("{n}"), 10 << 20);
     }
-    clear(&mut client);
+    clear(&server);
     server.kill();
     server.start_again();
     disk::wait_used_at_most(server.data_dir(), empty + (15 << 20), SOON);

@@ -244,10 +244,18 @@ impl Writer {
     }
 
     fn put_buffer(&self, buffer: Buffer) {
-        let mut free = self.free.borrow_mut();
-        if buffer.len() == WRITE_BUFFER_BYTES && free.len() < limits::SPARE_WRITE_BUFFERS {
-            free.push(buffer);
+        if buffer.len() == WRITE_BUFFER_BYTES {
+            self.free.borrow_mut().push(buffer);
         }
+        self.trim();
+    }
+
+    /// Keeps as many buffers as the uploads under way may use, and a few.
+    fn trim(&self) {
+        let uploads = limits::UPLOADS_PER_SHARD - self.uploads.available() as usize;
+        let kept = uploads * (1 + limits::WRITES_IN_FLIGHT);
+        let kept = kept.clamp(limits::IDLE_WRITE_BUFFERS, limits::SPARE_WRITE_BUFFERS);
+        self.free.borrow_mut().truncate(kept);
     }
 
     /// A failed sync is fatal: nobody knows what is on disk after it.
@@ -484,6 +492,7 @@ impl Sink {
             self.writer.sync(active).await?;
         }
         self.slot = None;
+        self.writer.trim();
         Ok(())
     }
 
@@ -715,6 +724,7 @@ impl Drop for Sink {
             }
             writer.abandon(extents);
             drop(slot);
+            writer.trim();
         });
     }
 }
