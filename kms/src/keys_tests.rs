@@ -548,6 +548,18 @@ fn names_that_clients_make_up_are_not_kept() {
     }
     now(core.renew());
     assert_eq!(house.kms.remote_leases.len(), 0);
+    // Beside a static key nobody renews.
+    let text = "my-key:wMHCw8TFxsfIycrLzM3Oz9DR0tPU1dbX2Nna29zd3t8=";
+    house
+        .kms
+        .set_static_key(|| StaticKey::parse(text, "X"))
+        .unwrap();
+    let core = house.local_core();
+    for n in 0..100 {
+        let outcome = now(core.generate(&format!("no-{n}"), &context("a"), None));
+        assert_eq!(problem(&outcome), Some(KeyProblem::NotFound));
+    }
+    assert_eq!(house.kms.remote_leases.len(), 0);
 }
 
 #[test]

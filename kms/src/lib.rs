@@ -516,18 +516,22 @@ impl Kms {
         name: &str,
         with: impl FnOnce(&StaticKey) -> Result<T, Error>,
     ) -> Result<(T, KeyLease), Error> {
-        let lease = self.remote_lease(Source::Static, name)?;
         let held = self
             .static_key
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         match held.as_ref() {
-            Some(slot) if slot.name == name => match &slot.key {
-                Some(key) => Ok((with(key)?, lease)),
-                None => Err(Error::unreachable(
-                    "the static key was not read again after the service was unsealed",
-                )),
-            },
+            // No lease under a name that a client made up: they are kept.
+            Some(slot) if slot.name == name => {
+                let lease = self.remote_lease(Source::Static, name)?;
+                match &slot.key {
+                    Some(key) => Ok((with(key)?, lease)),
+                    None => Err(Error::unreachable(
+                        "the static key was not read again after the service was unsealed",
+                    )),
+                }
+            }
+            Some(_) if self.is_sealed() => Err(Outage::Sealed.into()),
             Some(_) => Err(Error::key(name, KeyProblem::NotFound)),
             None => Err(Error::unreachable(
                 "the key is a static one, and none is configured",

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::policy::{Identity, Policy};
 use crate::error::Error;
+use crate::limits::CREATED_BY_BYTES_MAX;
 use crate::name;
 
 /// What a KES configuration file says.
@@ -214,6 +215,11 @@ impl KesConfig {
         let admin = admin.identity.value("admin.identity", get)?;
         if admin.is_empty() {
             return Err(bad("admin.identity", "is missing"));
+        }
+        // Keys name who made them.
+        if admin.len() > CREATED_BY_BYTES_MAX {
+            let most = format!("is longer than {CREATED_BY_BYTES_MAX} bytes");
+            return Err(bad("admin.identity", most));
         }
         let admin = Identity::new(&admin);
 
