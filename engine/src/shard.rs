@@ -47,7 +47,7 @@ impl Shard {
     }
 
     /// Copies what is not copied yet, and gives back space reserved ahead. Call it once no request is under way any more.
-    pub async fn close(&self) {
+    pub async fn close(self: &Rc<Self>) {
         self.closing.set(true);
         if self.id == 0
             && let Err(e) = self.copy_index(false).await

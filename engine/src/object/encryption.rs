@@ -67,7 +67,7 @@ impl Shard {
 
     /// Returns once no wrapped key that was replaced or deleted before the call lies on disk any more: key extents are
     /// punched, and old records have left the index's tables and journal, and its copy in segments.
-    pub async fn settle_erasure(&self) -> Result<()> {
+    pub async fn settle_erasure(self: &Rc<Self>) -> Result<()> {
         self.copy_index(true).await?;
         let (reply, done) = oneshot::channel();
         self.core.reclaim(Message::Settle(reply));

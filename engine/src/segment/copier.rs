@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::block::{Copy, CopyEntry, CopyGroup};
 use super::writer::Pieces;
 use crate::engine::Core;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::index::commit::Op;
 use crate::index::copies::{COPIED, Group, Round};
 use crate::index::{Space, key, record};
@@ -44,7 +44,7 @@ impl Shard {
 
     /// Copies everything that changed in the index and is not copied yet. `whole` copies all of it afresh, after which no
     /// older version of any record stands in a copy that counts.
-    pub async fn copy_index(&self, whole: bool) -> Result<()> {
+    pub async fn copy_index(self: &Rc<Self>, whole: bool) -> Result<()> {
         while !self.copy_round(true, whole).await? {
             // Another round is under way.
             rt::sleep(Duration::from_millis(10)).await;
@@ -52,20 +52,25 @@ impl Shard {
         Ok(())
     }
 
-    /// Makes a round where one is due; whether nothing is left to do.
-    async fn copy_round(&self, now: bool, whole: bool) -> Result<bool> {
+    /// Makes a round where one is due; whether nothing is left to do. Once begun a round ends, also when the caller goes away: no
+    /// other begins before, and what it wrote must not be given back under a record that names it.
+    async fn copy_round(self: &Rc<Self>, now: bool, whole: bool) -> Result<bool> {
         let copies = &self.core.copies;
         let Some(round) = copies.begin(|| self.core.index.synced(), now, whole) else {
             return Ok(copies.is_complete() && !whole);
         };
-        let done = self.copy(Rc::new(round)).await;
-        if done.is_err() {
-            copies.failed();
-        }
-        done.map(|()| true)
+        let shard = Rc::clone(self);
+        let copied = rt::spawn(async move {
+            let done = shard.copy(round).await;
+            if done.is_err() {
+                shard.core.copies.failed();
+            }
+            done
+        });
+        copied.await.ok_or(Error::Closed)?.map(|()| true)
     }
 
-    async fn copy(&self, round: Rc<Round>) -> Result<()> {
+    async fn copy(&self, round: Round) -> Result<()> {
         let mut pieces = Pieces::default();
         let mut group = CopyGroup {
             id: 0,

@@ -165,7 +165,14 @@ impl Writer {
 
     /// Writes a wrapped key by itself, synced.
     pub async fn write_key(self: &Rc<Self>, wrapped: WrappedKey) -> Result<OpenExtent> {
-        let sectors = key_sectors(&wrapped)?;
+        let writer = Rc::clone(self);
+        // To its end, also when the caller goes away: nothing may be punched under a write still on its way.
+        let write = rt::spawn(async move { writer.write_key_now(&wrapped).await });
+        write.await.ok_or(Error::Closed)?
+    }
+
+    async fn write_key_now(self: &Rc<Self>, wrapped: &WrappedKey) -> Result<OpenExtent> {
+        let sectors = key_sectors(wrapped)?;
         let (active, extent) = self.reserve(sectors, 0).await?;
         let open = OpenExtent::new(self, extent);
         let mut buffer = active.file.buffer(sectors as usize * SECTOR);
@@ -173,7 +180,7 @@ impl Writer {
             Kind::Key,
             &extent,
             extent.start,
-            &wrapped,
+            wrapped,
             buffer.as_bytes_mut(),
         )?;
         active.file.write(Rc::new(buffer), extent.start).await?;
@@ -567,7 +574,9 @@ impl Sink {
                 block
                     .as_bytes_mut()
                     .copy_from_slice(&buffer.as_bytes_mut()[..filled]);
-                active.file.write(Rc::new(block), run.start).await?;
+                let file = Rc::clone(&active);
+                let write = async move { file.file.write(Rc::new(block), run.start).await };
+                self.writes.push_back(rt::spawn(write));
                 filled = 0;
             }
             position = extent.start + head;
@@ -692,9 +701,12 @@ impl Sink {
         Ok(())
     }
 
+    /// Waits for the oldest write, which stays among those under way until it is done.
     async fn reap(&mut self) -> Result<()> {
-        if let Some(write) = self.writes.pop_front() {
-            write.await.ok_or(Error::Closed)??;
+        if let Some(write) = self.writes.front_mut() {
+            let done = write.await;
+            self.writes.pop_front();
+            done.ok_or(Error::Closed)??;
         }
         Ok(())
     }
