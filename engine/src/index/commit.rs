@@ -590,38 +590,43 @@ impl Committer {
             }
             Data::Parts(id, parts) => {
                 let numbers: Vec<u16> = parts.iter().map(|p| p.number).collect();
-                self.free_parts(origin, id, &numbers, object.key_extent)?;
+                let parts = self.parts(id, &numbers)?;
+                self.free_parts(origin, parts, object.key_extent);
             }
         }
         Ok(())
     }
 
-    fn free_parts(
-        &mut self,
-        reader: u64,
-        id: &UploadId,
-        numbers: &[u16],
-        key_extent: Option<Extent>,
-    ) -> Result<()> {
-        let mut streams = Vec::with_capacity(numbers.len());
-        let mut inline = Vec::new();
+    /// The records of parts, with their keys and sequences, those that are there. All are read before any is changed: an operation
+    /// that fails leaves nothing behind in the batch.
+    fn parts(&self, id: &UploadId, numbers: &[u16]) -> Result<Vec<(Vec<u8>, u64, Part)>> {
+        let mut parts = Vec::with_capacity(numbers.len());
         for number in numbers {
             let entry = key::part(id, *number);
             if let Some((sequence, part)) = self.get::<Part>(Space::Parts, &entry)? {
-                if part.stream.place == Place::Inline {
-                    inline.push(sequence);
-                }
-                streams.push(part.stream);
-                self.remove(Space::Parts, entry);
+                parts.push((entry, sequence, part));
             }
         }
-        self.free(
-            reader,
-            &streams.iter().collect::<Vec<_>>(),
-            key_extent,
-            &inline,
-        );
-        Ok(())
+        Ok(parts)
+    }
+
+    fn free_parts(
+        &mut self,
+        reader: u64,
+        parts: Vec<(Vec<u8>, u64, Part)>,
+        key_extent: Option<Extent>,
+    ) {
+        let mut streams = Vec::with_capacity(parts.len());
+        let mut inline = Vec::new();
+        for (entry, sequence, part) in parts {
+            if part.stream.place == Place::Inline {
+                inline.push(sequence);
+            }
+            streams.push(part.stream);
+            self.remove(Space::Parts, entry);
+        }
+        let streams: Vec<_> = streams.iter().collect();
+        self.free(reader, &streams, key_extent, &inline);
     }
 
     // The operations.
@@ -849,10 +854,11 @@ impl Committer {
             .filter(|n| parts.binary_search_by_key(n, |p| &p.number).is_err())
             .copied()
             .collect();
+        let left_out = self.parts(id, &left_out)?;
         if let Some((sequence, old)) = &old {
             self.free_object(*sequence, old)?;
         }
-        self.free_parts(begun, id, &left_out, None)?;
+        self.free_parts(begun, left_out, None);
         if let Some((_, old)) = &old {
             self.tallies.remove_object(old);
         }
@@ -986,11 +992,12 @@ impl Committer {
     fn abort(&mut self, bucket: &str, key: &str, id: &UploadId) -> Reply {
         let (sequence, upload) = self.need_upload(bucket, key, id)?;
         let begun = upload.origin(sequence);
-        let parts = self.parts_of(id)?;
-        let numbers: Vec<u16> = parts.keys().copied().collect();
-        self.free_parts(begun, id, &numbers, upload.key_extent)?;
+        let stored = self.parts_of(id)?;
+        let numbers: Vec<u16> = stored.keys().copied().collect();
+        let parts = self.parts(id, &numbers)?;
+        self.free_parts(begun, parts, upload.key_extent);
         self.tallies
-            .remove_upload(&upload, parts.values().map(|(_, size)| size).sum());
+            .remove_upload(&upload, stored.values().map(|(_, size)| size).sum());
         self.remove(Space::Uploads, key::upload(bucket, key, id));
         self.sequence += 1;
         Ok(Some(Committed {
