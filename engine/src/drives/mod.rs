@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::engine::{Engine, EngineOptions, Observer, Opening, ShardSeed, Usage};
 use crate::error::{Error, Result};
+use crate::index::offline::unpanicked;
 use crate::index::tally::{self, Tally, Under};
 use crate::object::{
     ListPage, ListQuery, UploadPage, UploadQuery, WrappedCursor, WrappedPage, WrappedQuery,
@@ -61,7 +62,7 @@ impl Engines {
                     continue;
                 }
             };
-            let engine = Engine::open(dir, store_key, &options).map_err(|e| {
+            let engine = unpanicked(|| Engine::open(dir, store_key, &options)).map_err(|e| {
                 let missing = Missing {
                     name: dir.path().display().to_string().into(),
                     why: e.to_string(),

@@ -27,6 +27,7 @@ use arc_swap::ArcSwap;
 use fjall::config::{BlockSizePolicy, CompressionPolicy};
 use fjall::{CompressionType, KeyspaceCreateOptions, KvSeparationOptions};
 use minicbor::Decode;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::error::{Error, Result};
 use crate::limits;
@@ -144,6 +145,10 @@ impl Index {
         space: Space,
         key: &[u8],
     ) -> Result<Option<(u64, T)>> {
+        // The tree panics if it is asked for one that it cannot hold.
+        if key.len() > usize::from(u16::MAX) {
+            return Ok(None);
+        }
         match self.space(space).get(key).map_err(io)? {
             None => Ok(None),
             Some(value) => self.sealer.open(space.name(), key, &value).map(Some),
@@ -251,6 +256,32 @@ pub fn open_tree(dir: &Path) -> Result<(fjall::Database, [fjall::Keyspace; Space
     Ok((db, spaces))
 }
 
+/// Refuses a keyspace whose list of tables is not what its sum says. The tree does not look at the sum, and some of what it may
+/// read there makes it panic, and panic again on the way out, which ends the process.
+fn check_version(keyspace: &Path) -> Result<()> {
+    let current = keyspace.join("current");
+    // One that has none yet is made anew.
+    if !current.exists() {
+        return Ok(());
+    }
+    let read = |path: &Path| std::fs::read(path).map_err(|e| Error::io("read", path, e));
+    // Number and sum of the list that counts, and the kind of the sum, 0.
+    let whole = match read(&current)?.split_first_chunk::<8>() {
+        Some((number, [sum @ .., 0])) if sum.len() == 16 => {
+            let list = keyspace.join(format!("v{}", u64::from_le_bytes(*number)));
+            xxh3_128(&read(&list)?).to_le_bytes() == sum
+        }
+        _ => false,
+    };
+    match whole {
+        true => Ok(()),
+        false => Err(Error::corrupt(
+            "the list of tables",
+            keyspace.display().to_string(),
+        )),
+    }
+}
+
 /// Refuses an index that lacks a keyspace, or the mark of one. The tree takes such a keyspace for one that was being made when the
 /// process died, and removes it with all its files.
 fn check_keyspaces(dir: &Path) -> Result<()> {
@@ -269,7 +300,10 @@ fn check_keyspaces(dir: &Path) -> Result<()> {
     // Only the one made last can be unfinished.
     let whole = |n: &u64| keyspaces.join(n.to_string()).join("current").exists();
     if older.iter().copied().eq(0..*newest) && older.iter().all(whole) {
-        return Ok(());
+        return numbers.iter().try_for_each(|n| {
+            let keyspace = keyspaces.join(n.to_string());
+            check_version(&keyspace)
+        });
     }
     Err(Error::Unusable(format!(
         "{} lacks files. Put them back, or rebuild the index from the segments with `strongroom recover`.",

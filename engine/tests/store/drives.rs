@@ -374,6 +374,38 @@ fn a_bucket_that_is_filled_while_it_is_deleted_stays() {
     });
 }
 
+/// Some damage makes the index's tree panic where it is opened.
+#[test]
+fn a_drive_whose_index_is_damaged_is_missing() {
+    let home = Home::new();
+    home.with(async |_| ());
+    let keyspaces = home.paths[1].join("index/keyspaces");
+    let versions = |keyspace: std::fs::DirEntry| {
+        let files = std::fs::read_dir(keyspace.path()).unwrap();
+        let mut files = files.map(|file| file.unwrap().path());
+        let is_version = |path: &std::path::PathBuf| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.strip_prefix('v')
+                .is_some_and(|n| n.parse::<u64>().is_ok())
+        };
+        files.find(is_version)
+    };
+    let mut keyspaces = std::fs::read_dir(keyspaces).unwrap();
+    let version = keyspaces.find_map(|k| versions(k.unwrap())).unwrap();
+    let sound = std::fs::read(&version).unwrap();
+    for at in 0..sound.len().min(60) {
+        let mut damaged = sound.clone();
+        damaged[at] ^= 0xff;
+        std::fs::write(&version, damaged).unwrap();
+        // Whatever it finds, it opens and says so.
+        home.with(async |drives| {
+            let all = (0..60).filter(|i| drives.of(BUCKET, &number(*i)).is_ok());
+            assert!(all.count() > 5, "the other drive serves");
+        });
+        std::fs::write(&version, &sound).unwrap();
+    }
+}
+
 #[test]
 fn a_drive_without_its_index_is_missing() {
     let home = Home::new();
