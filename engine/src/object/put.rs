@@ -153,6 +153,19 @@ impl Shard {
     }
 }
 
+/// Refuses a key that is longer than keys may be.
+pub fn check_key(key: &str) -> Result<()> {
+    let (got, max) = (key.len() as u64, limits::KEY_BYTES_MAX as u64);
+    match got > max {
+        true => Err(Error::TooLarge {
+            what: "a key",
+            got,
+            max,
+        }),
+        false => Ok(()),
+    }
+}
+
 fn check_limits(target: &Target) -> Result<()> {
     let meta = &target.metadata;
     let metadata: usize = meta
@@ -161,13 +174,9 @@ fn check_limits(target: &Target) -> Result<()> {
         .chain(&meta.user)
         .map(|(k, v)| k.len() + v.len())
         .sum();
+    check_key(&target.key)?;
     let bounds = [
         ("an object or part", target.size, limits::STREAM_BYTES_MAX),
-        (
-            "a key",
-            target.key.len() as u64,
-            limits::KEY_BYTES_MAX as u64,
-        ),
         (
             "metadata",
             metadata as u64,

@@ -253,6 +253,23 @@ fn what_goes_in_comes_out_at_every_size_sealed_and_not() {
     }
 }
 
+/// Longer than the index can hold, which a list of keys to delete may name.
+#[test]
+fn a_key_that_is_too_long_is_refused_or_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    with_store(dir.path(), End::Close, |shard| async move {
+        for len in [1025, 65_500, 65_535, 65_536, 1 << 20] {
+            let key = "k".repeat(len);
+            let e = shard.delete(BUCKET, &key, &Condition::default()).await;
+            assert!(matches!(e, Err(Error::TooLarge { .. })), "{len}: {e:?}");
+            let e = put(&shard, &key, b"", true).await;
+            assert!(matches!(e, Err(Error::TooLarge { .. })), "{len}: {e:?}");
+            let e = shard.lookup(BUCKET, &key).await.map(drop);
+            assert!(matches!(e, Err(Error::NoSuchKey)), "{len}: {e:?}");
+        }
+    });
+}
+
 /// The last package ends anywhere around the end of a write buffer, its tag on both sides of it included.
 #[test]
 fn streams_may_end_around_the_end_of_a_write_buffer() {
@@ -266,7 +283,7 @@ fn streams_may_end_around_the_end_of_a_write_buffer() {
         // In front of the data lie a key, if it is no part, and a head.
         for lead in 1..=3 {
             let sealed = (1 << 20) - lead * 4096;
-            let whole = sealed - 32 * (sealed as usize).div_ceil(65_568);
+            let whole = sealed - 32 * usize::div_ceil(sealed, 65_568);
             for size in (whole - 20)..=(whole + 20) {
                 let data = plain(size, lead as u8);
                 put(&shard, "one", &data, true).await.unwrap();
@@ -783,6 +800,35 @@ fn nothing_written_lies_on_disk_in_clear() {
         }
     }
     assert!(searched > 3_000_000);
+}
+
+/// An upload that is dropped while it waits for a write gives its space back behind that write.
+#[test]
+fn uploads_dropped_during_a_write_take_no_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_path_buf();
+    with_store(dir.path(), End::Close, move |shard| async move {
+        put(&shard, "kept", &plain(100_000, 1), true).await.unwrap();
+        let data = plain(900_000, 2);
+        for _ in 0..60 {
+            let secret = Secret::new(KEY);
+            let target = target("gone", data.len() + 1_000_000, true);
+            let mut stream = shard.put(target, Some(&secret)).await.unwrap();
+            // Either polled until it waits for the disk, and dropped there, or soon after.
+            let _ = poll_once(async { while stream.write(&data[..90_000]).await.is_ok() {} }).await;
+            drop(stream);
+        }
+        let enough = || segment_bytes(&path) < 12_000_000;
+        for _ in 0..100 {
+            if enough() {
+                break;
+            }
+            glommio::timer::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(enough(), "{} bytes", segment_bytes(&path));
+        let read = get(&shard, "kept", 0, 100_000).await.unwrap();
+        assert!(read == plain(100_000, 1));
+    });
 }
 
 /// glommio's helper threads panic when they have an answer and nobody is left to take it.
