@@ -210,9 +210,7 @@ async fn serve(
     );
     futures_util::future::join(serving, obeying).await;
     drain.below(1).await;
-    if let Some(store) = here.store {
-        store.drives.close().await;
-    }
+    here.close().await;
     strongroom_engine::end_blocking().await;
 }
 
@@ -296,7 +294,7 @@ impl Here {
         let end = Instant::now() + limits::CLOSE_PATIENCE;
         while !drives.is_idle() {
             if Instant::now() >= end {
-                tracing::warn!("requests still hold the store that is to be locked");
+                tracing::warn!("requests still hold the store that is to be closed");
                 return;
             }
             glommio::timer::sleep(limits::CLOSE_LOOK).await;

@@ -131,7 +131,7 @@ pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 pub const ADMIN_CONNECTIONS_MAX: usize = 16;
 /// What waits for a client looks so often whether its key still stands.
 pub const KEY_CHECK: Duration = Duration::from_millis(500);
-/// What still uses a store that is being locked has so long to let go, and is looked at so often.
+/// What still uses a store that is being closed has so long to let go, and is looked at so often.
 pub const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 /// See [`CLOSE_PATIENCE`].
 pub const CLOSE_LOOK: Duration = Duration::from_millis(5);

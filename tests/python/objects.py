@@ -114,6 +114,21 @@ class Objects(kit.Case):
         self.assertNotIn("Deleted", answer)
         self.assertEqual(self.keys(), [])
 
+    def test_encoded_words_that_are_none(self):
+        for value in ("=?=", "=?= =?=", "=?UTF-8?B?YQ==?= =?="):
+            with self.subTest(value), self.refused(400, "InvalidArgument"):
+                self.put("key", Metadata={"k": value})
+        self.assertEqual(self.keys(), [])
+        self.put("key", Metadata={"k": "a =?= b", "l": "?="})
+        self.assertEqual(self.head("key")["Metadata"], {"k": "a =?= b", "l": "?="})
+
+    def test_keys_too_long_among_many(self):
+        self.put("key")
+        long = ["k" * n for n in (1025, 65_525, 65_536, 500_000)]
+        answer = self.s3.delete_objects(Bucket=self.bucket, Delete={"Objects": [{"Key": k} for k in long + ["key"]]})
+        self.assertEqual([(e["Key"], e["Code"]) for e in answer["Errors"]], [(k, "KeyTooLongError") for k in long])
+        self.assertEqual([d["Key"] for d in answer["Deleted"]], ["key"])
+
     def test_removal_list_beyond_the_limit(self):
         self.put("k0")
         entries = [{"Key": f"k{n}"} for n in range(1001)]
