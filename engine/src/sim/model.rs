@@ -137,6 +137,13 @@ struct Slot {
     changes: u64,
 }
 
+impl Slot {
+    /// Whether a writer is at work, or was since there had been so many changes.
+    fn changed_since(&self, changes: u64) -> bool {
+        self.busy || self.changes != changes
+    }
+}
+
 struct OpenUpload {
     id: UploadId,
     key: usize,
@@ -680,7 +687,7 @@ impl Model {
             .await;
         let mut stream = match stream {
             // Its parts went with it: to be looked up again.
-            Err(Error::Replaced) if self.slots.borrow()[key].changes != changes => {
+            Err(Error::Replaced) if self.slots.borrow()[key].changed_since(changes) => {
                 return Ok(());
             }
             stream => stream?,
