@@ -38,7 +38,15 @@ fn build() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let profile = profile();
     // With the tests of the whole workspace, so that features unify as in `cargo test --workspace` and nothing is built twice.
-    let status = Command::new(cargo)
+    let mut command = Command::new(cargo);
+    // What cargo tells a test of its package: there are build scripts that run again when it changes, and then all that needs them.
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_str();
+        if told.is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
+    let status = command
         .args(["build", "--quiet", "--workspace"])
         .args(["--tests", "--bin", "strongroom"])
         .args([
