@@ -591,20 +591,19 @@ impl Committer {
             Data::Parts(id, parts) => {
                 let numbers: Vec<u16> = parts.iter().map(|p| p.number).collect();
                 let parts = self.parts(id, &numbers)?;
-                self.free_parts(origin, parts, object.key_extent);
+                self.free_parts(origin, id, &parts, object.key_extent);
             }
         }
         Ok(())
     }
 
-    /// The records of parts, with their keys and sequences, those that are there. All are read before any is changed: an operation
-    /// that fails leaves nothing behind in the batch.
-    fn parts(&self, id: &UploadId, numbers: &[u16]) -> Result<Vec<(Vec<u8>, u64, Part)>> {
-        let mut parts = Vec::with_capacity(numbers.len());
+    /// The parts of these numbers that are there. All are read before any is changed: an operation that fails leaves nothing
+    /// behind in the batch.
+    fn parts(&self, id: &UploadId, numbers: &[u16]) -> Result<Parts> {
+        let mut parts = Parts::new();
         for number in numbers {
-            let entry = key::part(id, *number);
-            if let Some((sequence, part)) = self.get::<Part>(Space::Parts, &entry)? {
-                parts.push((entry, sequence, part));
+            if let Some(part) = self.get(Space::Parts, &key::part(id, *number))? {
+                parts.insert(*number, part);
             }
         }
         Ok(parts)
@@ -613,19 +612,19 @@ impl Committer {
     fn free_parts(
         &mut self,
         reader: u64,
-        parts: Vec<(Vec<u8>, u64, Part)>,
+        id: &UploadId,
+        parts: &Parts,
         key_extent: Option<Extent>,
     ) {
         let mut streams = Vec::with_capacity(parts.len());
         let mut inline = Vec::new();
-        for (entry, sequence, part) in parts {
+        for (number, (sequence, part)) in parts {
             if part.stream.place == Place::Inline {
-                inline.push(sequence);
+                inline.push(*sequence);
             }
-            streams.push(part.stream);
-            self.remove(Space::Parts, entry);
+            streams.push(&part.stream);
+            self.remove(Space::Parts, key::part(id, *number));
         }
-        let streams: Vec<_> = streams.iter().collect();
         self.free(reader, &streams, key_extent, &inline);
     }
 
@@ -833,10 +832,11 @@ impl Committer {
             Some((sequence, old)) if old.origin(*sequence) > begun => Error::Conflict,
             _ => e,
         })?;
-        let stored = self.parts_of(id)?;
+        let mut stored = self.parts_of(id)?;
+        let bytes = bytes_of(&stored);
         let mut parts = Vec::with_capacity(chosen.len());
         for choice in chosen {
-            let (sequence, size) = stored.get(&choice.number).ok_or(Error::InvalidPart {
+            let (sequence, part) = stored.get(&choice.number).ok_or(Error::InvalidPart {
                 number: choice.number,
             })?;
             if *sequence != choice.sequence {
@@ -846,24 +846,19 @@ impl Committer {
             }
             parts.push(PartRef {
                 number: choice.number,
-                size: *size,
+                size: part.stream.size,
             });
         }
-        let left_out: Vec<u16> = stored
-            .keys()
-            .filter(|n| parts.binary_search_by_key(n, |p| &p.number).is_err())
-            .copied()
-            .collect();
-        let left_out = self.parts(id, &left_out)?;
+        // What nobody chose goes.
+        stored.retain(|n, _| parts.binary_search_by_key(n, |p| p.number).is_err());
         if let Some((sequence, old)) = &old {
             self.free_object(*sequence, old)?;
         }
-        self.free_parts(begun, left_out, None);
+        self.free_parts(begun, id, &stored, None);
         if let Some((_, old)) = &old {
             self.tallies.remove_object(old);
         }
-        self.tallies
-            .remove_upload(&upload, stored.values().map(|(_, size)| size).sum());
+        self.tallies.remove_upload(&upload, bytes);
         self.remove(Space::Uploads, key::upload(bucket, key, id));
         let object = Object {
             size: parts.iter().map(|p| p.size).sum(),
@@ -930,7 +925,7 @@ impl Committer {
         if found != sequence {
             return Err(Error::Conflict);
         }
-        let bytes = self.parts_of(id)?.values().map(|(_, size)| size).sum();
+        let bytes = bytes_of(&self.parts_of(id)?);
         self.replace_key(old.key_extent, key_extent);
         self.tallies.remove_upload(&old, bytes);
         let upload = Upload {
@@ -972,19 +967,16 @@ impl Committer {
         }
     }
 
-    /// The stored parts of an upload: number to sequence and size.
-    fn parts_of(&self, id: &UploadId) -> Result<BTreeMap<u16, (u64, u64)>> {
-        let mut all = BTreeMap::new();
+    /// The stored parts of an upload.
+    fn parts_of(&self, id: &UploadId) -> Result<Parts> {
+        let mut all = Parts::new();
         for entry in self.core.index.space(Space::Parts).prefix(id.0) {
             let (entry, value) = entry.into_inner().map_err(super::io)?;
-            let (sequence, part): (u64, Part) =
-                self.core
-                    .index
-                    .sealer
-                    .open(Space::Parts.name(), &entry, &value)?;
+            let sealer = &self.core.index.sealer;
+            let part = sealer.open(Space::Parts.name(), &entry, &value)?;
             let number = key::part_number(&entry)
                 .ok_or_else(|| Error::corrupt("a part's key", "index parts"))?;
-            all.insert(number, (sequence, part.stream.size));
+            all.insert(number, part);
         }
         Ok(all)
     }
@@ -992,12 +984,9 @@ impl Committer {
     fn abort(&mut self, bucket: &str, key: &str, id: &UploadId) -> Reply {
         let (sequence, upload) = self.need_upload(bucket, key, id)?;
         let begun = upload.origin(sequence);
-        let stored = self.parts_of(id)?;
-        let numbers: Vec<u16> = stored.keys().copied().collect();
-        let parts = self.parts(id, &numbers)?;
-        self.free_parts(begun, parts, upload.key_extent);
-        self.tallies
-            .remove_upload(&upload, stored.values().map(|(_, size)| size).sum());
+        let parts = self.parts_of(id)?;
+        self.free_parts(begun, id, &parts, upload.key_extent);
+        self.tallies.remove_upload(&upload, bytes_of(&parts));
         self.remove(Space::Uploads, key::upload(bucket, key, id));
         self.sequence += 1;
         Ok(Some(Committed {
@@ -1005,6 +994,13 @@ impl Committer {
             sequence: self.sequence,
         }))
     }
+}
+
+/// Parts by number, each with its sequence.
+type Parts = BTreeMap<u16, (u64, Part)>;
+
+fn bytes_of(parts: &Parts) -> u64 {
+    parts.values().map(|(_, part)| part.stream.size).sum()
 }
 
 /// Whether the object that is there allows the write.

@@ -300,10 +300,8 @@ fn check_keyspaces(dir: &Path) -> Result<()> {
     // Only the one made last can be unfinished.
     let whole = |n: &u64| keyspaces.join(n.to_string()).join("current").exists();
     if older.iter().copied().eq(0..*newest) && older.iter().all(whole) {
-        return numbers.iter().try_for_each(|n| {
-            let keyspace = keyspaces.join(n.to_string());
-            check_version(&keyspace)
-        });
+        let mut all = numbers.iter().map(|n| keyspaces.join(n.to_string()));
+        return all.try_for_each(|keyspace| check_version(&keyspace));
     }
     Err(Error::Unusable(format!(
         "{} lacks files. Put them back, or rebuild the index from the segments with `strongroom recover`.",
