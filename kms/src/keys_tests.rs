@@ -107,6 +107,8 @@ fn answer(mode: Mode, request: &Request) -> Answer {
     }
 }
 
+const STATIC_KEY: &str = "my-key:wMHCw8TFxsfIycrLzM3Oz9DR0tPU1dbX2Nna29zd3t8=";
+
 struct House {
     _dir: TempDir,
     root: RootKey,
@@ -140,6 +142,13 @@ impl House {
             options,
             Box::new(move || stub.now()),
         )
+    }
+
+    /// A core that writes under a static key.
+    fn static_core(&self) -> Keys {
+        let read = || StaticKey::parse(STATIC_KEY, "X");
+        self.kms.set_static_key(read).unwrap();
+        self.local_core()
     }
 
     fn local_core(&self) -> Keys {
@@ -270,12 +279,7 @@ fn sources_open_what_they_sealed() {
         (Source::Embedded, 1)
     );
 
-    let text = "my-key:wMHCw8TFxsfIycrLzM3Oz9DR0tPU1dbX2Nna29zd3t8=";
-    house
-        .kms
-        .set_static_key(|| StaticKey::parse(text, "X"))
-        .unwrap();
-    let with_static = house.local_core();
+    let with_static = house.static_core();
     assert_eq!(
         (with_static.source(), with_static.default_key()),
         (Source::Static, "my-key")
@@ -549,12 +553,7 @@ fn names_that_clients_make_up_are_not_kept() {
     now(core.renew());
     assert_eq!(house.kms.remote_leases.len(), 0);
     // Beside a static key nobody renews.
-    let text = "my-key:wMHCw8TFxsfIycrLzM3Oz9DR0tPU1dbX2Nna29zd3t8=";
-    house
-        .kms
-        .set_static_key(|| StaticKey::parse(text, "X"))
-        .unwrap();
-    let core = house.local_core();
+    let core = house.static_core();
     for n in 0..100 {
         let outcome = now(core.generate(&format!("no-{n}"), &context("a"), None));
         assert_eq!(problem(&outcome), Some(KeyProblem::NotFound));
@@ -565,14 +564,13 @@ fn names_that_clients_make_up_are_not_kept() {
 #[test]
 fn a_static_key_leaves_with_the_seal_and_comes_back() {
     let house = House::new();
-    let text = "my-key:wMHCw8TFxsfIycrLzM3Oz9DR0tPU1dbX2Nna29zd3t8=";
     let present = Arc::new(AtomicBool::new(true));
     house
         .kms
         .set_static_key({
             let present = Arc::clone(&present);
             move || match present.load(Ordering::SeqCst) {
-                true => StaticKey::parse(text, "X"),
+                true => StaticKey::parse(STATIC_KEY, "X"),
                 false => Err(Error::unreachable("the file is not there")),
             }
         })
