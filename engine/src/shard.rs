@@ -131,6 +131,13 @@ impl Shard {
     }
 }
 
+/// Carries something out to its end, also when the caller goes away.
+pub(crate) async fn to_end<T: 'static>(
+    work: impl Future<Output = Result<T>> + 'static,
+) -> Result<T> {
+    rt::spawn(work).await.ok_or(Error::Closed)?
+}
+
 /// The future's value, or none when it takes longer than `limit`.
 pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     futures_lite::future::or(async { Some(future.await) }, async {

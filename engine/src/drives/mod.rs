@@ -32,7 +32,7 @@ use crate::record::{Bucket, BucketEncryption};
 use crate::rt;
 use crate::secret::Secret;
 use crate::set::{DataDirs, Missing};
-use crate::shard::Shard;
+use crate::shard::{Shard, to_end};
 use crate::verify::ObjectKeys;
 
 /// An open store, seen from the process.
@@ -392,7 +392,7 @@ impl Drives {
             let _turn = changes.lock().await;
             change.await
         };
-        rt::spawn(alone).await.ok_or(Error::Closed)?
+        to_end(alone).await
     }
 
     // What looks at all objects.

@@ -14,11 +14,10 @@ use crate::index::commit::Op;
 use crate::index::tally::{Tally, Under};
 use crate::index::{self, Space, key};
 use crate::record::{Data, Encryption, Object, Upload, UploadId};
-use crate::rt;
 use crate::segment::block::WrappedKey;
 use crate::segment::reclaim::Message;
 use crate::segment::writer::OpenExtent;
-use crate::shard::Shard;
+use crate::shard::{Shard, to_end};
 
 /// Records wrapped under older versions of a key than `below`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,6 +212,6 @@ impl Shard {
             }
             Ok(committed)
         };
-        rt::spawn(commit).await.ok_or(Error::Closed)?
+        to_end(commit).await
     }
 }

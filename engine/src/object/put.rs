@@ -14,7 +14,7 @@ use crate::rt;
 use crate::secret::Secret;
 use crate::segment::block::{Head, TailRecord, WrappedKey};
 use crate::segment::writer::{Sink, Stored, StreamHead};
-use crate::shard::Shard;
+use crate::shard::{Shard, to_end};
 
 /// What is to be written.
 #[derive(Debug, Clone)]
@@ -153,19 +153,6 @@ impl Shard {
     }
 }
 
-/// Refuses a key that is longer than keys may be.
-pub fn check_key(key: &str) -> Result<()> {
-    let (got, max) = (key.len() as u64, limits::KEY_BYTES_MAX as u64);
-    match got > max {
-        true => Err(Error::TooLarge {
-            what: "a key",
-            got,
-            max,
-        }),
-        false => Ok(()),
-    }
-}
-
 fn check_limits(target: &Target) -> Result<()> {
     let meta = &target.metadata;
     let metadata: usize = meta
@@ -174,21 +161,25 @@ fn check_limits(target: &Target) -> Result<()> {
         .chain(&meta.user)
         .map(|(k, v)| k.len() + v.len())
         .sum();
+    at_most("an object or part", target.size, limits::STREAM_BYTES_MAX)?;
     check_key(&target.key)?;
-    let bounds = [
-        ("an object or part", target.size, limits::STREAM_BYTES_MAX),
-        (
-            "metadata",
-            metadata as u64,
-            limits::METADATA_BYTES_MAX as u64,
-        ),
-    ];
-    for (what, got, max) in bounds {
-        if got > max {
-            return Err(Error::TooLarge { what, got, max });
-        }
+    at_most(
+        "metadata",
+        metadata as u64,
+        limits::METADATA_BYTES_MAX as u64,
+    )
+}
+
+/// Refuses a key that is longer than keys may be.
+pub fn check_key(key: &str) -> Result<()> {
+    at_most("a key", key.len() as u64, limits::KEY_BYTES_MAX as u64)
+}
+
+fn at_most(what: &'static str, got: u64, max: u64) -> Result<()> {
+    match got > max {
+        true => Err(Error::TooLarge { what, got, max }),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 impl PutStream {
@@ -273,7 +264,7 @@ impl PutStream {
         if let Some(sealer) = &self.sealer {
             assert!(sealer.is_complete(), "all bytes are sealed");
         }
-        rt::spawn(commit(self)).await.ok_or(Error::Closed)?
+        to_end(commit(self)).await
     }
 
     fn stream(&self, place: Place) -> Stream {

@@ -9,14 +9,14 @@ use std::time::Duration;
 use super::block::{Copy, CopyEntry, CopyGroup};
 use super::writer::Pieces;
 use crate::engine::Core;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::index::commit::Op;
 use crate::index::copies::{COPIED, Group, Round};
 use crate::index::{Space, key, record};
 use crate::limits;
 use crate::record::{Data, Object, Part, Place};
 use crate::rt;
-use crate::shard::Shard;
+use crate::shard::{Shard, to_end};
 
 /// How far a round has come: the next of its keys, or the keyspace and the last key read.
 #[derive(Clone, Default)]
@@ -60,14 +60,14 @@ impl Shard {
             return Ok(copies.is_complete() && !whole);
         };
         let shard = Rc::clone(self);
-        let copied = rt::spawn(async move {
+        let round = to_end(async move {
             let done = shard.copy(round).await;
             if done.is_err() {
                 shard.core.copies.failed();
             }
             done
         });
-        copied.await.ok_or(Error::Closed)?.map(|()| true)
+        round.await.map(|()| true)
     }
 
     async fn copy(&self, round: Round) -> Result<()> {

@@ -18,6 +18,7 @@ use crate::io::disk::{Buffer, SegmentFile};
 use crate::limits::{self, EXTENT_DATA_SECTORS, SECTOR, WRITE_BUFFER_BYTES};
 use crate::record::{Extent, Place};
 use crate::rt::{self, Task};
+use crate::shard::{to_end, within};
 use crate::shelf::Shelved;
 
 /// The active segment of a shard, and the budget of its write buffers.
@@ -130,7 +131,7 @@ impl Writer {
             Stored::Exactly(bytes) => (bytes, false),
             Stored::AtMost(bytes) => (bytes, true),
         };
-        let slot = crate::shard::within(limits::SLOT_WAIT, self.uploads.acquire_static_permit(1))
+        let slot = within(limits::SLOT_WAIT, self.uploads.acquire_static_permit(1))
             .await
             .ok_or(Error::Overloaded {
                 what: "no write buffer came free",
@@ -167,8 +168,7 @@ impl Writer {
     pub async fn write_key(self: &Rc<Self>, wrapped: WrappedKey) -> Result<OpenExtent> {
         let writer = Rc::clone(self);
         // To its end, also when the caller goes away: nothing may be punched under a write still on its way.
-        let write = rt::spawn(async move { writer.write_key_now(&wrapped).await });
-        write.await.ok_or(Error::Closed)?
+        to_end(async move { writer.write_key_now(&wrapped).await }).await
     }
 
     async fn write_key_now(self: &Rc<Self>, wrapped: &WrappedKey) -> Result<OpenExtent> {
