@@ -68,6 +68,7 @@ pub use secret::DataKey;
 pub use settings::{Endpoint, KesCredentials, KesSettings, Remote, expand_ranges};
 pub use shares::Share;
 pub use static_key::StaticKey;
+pub use time::utc;
 pub use wrap::WrappingKey;
 
 /// The key made with every new keystore: what objects are sealed under unless told otherwise.

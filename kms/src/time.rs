@@ -94,6 +94,15 @@ impl Timestamp {
     }
 }
 
+/// A moment given as Unix time in milliseconds, in RFC 3339; none where that has no digits for its year.
+#[must_use]
+pub fn utc(unix_ms: u64) -> Option<String> {
+    /// The last second of the year 9999.
+    const LAST: i64 = 253_402_300_799;
+    let moment = Timestamp::from_millis(unix_ms);
+    (moment.seconds <= LAST).then(|| moment.to_string())
+}
+
 /// RFC 3339 in UTC, with as many digits of the second as Go prints: no trailing zeros.
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -176,6 +185,14 @@ mod tests {
         ] {
             assert_eq!(Timestamp::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_moment_too_late_to_write_is_none() {
+        let last = 253_402_300_799_999;
+        assert_eq!(utc(last).as_deref(), Some("9999-12-31T23:59:59.999Z"));
+        assert_eq!(utc(last + 1), None);
+        assert_eq!(utc(u64::MAX), None);
     }
 
     proptest! {

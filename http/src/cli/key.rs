@@ -183,15 +183,7 @@ fn confirm(delete: &Delete) -> Result<(), String> {
     }
 }
 
+/// A waiting period may be longer than time is.
 fn utc(unix_ms: u64) -> String {
-    // A waiting period may be longer than time is.
-    let Some(time) = std::time::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms)) else {
-        return "never".to_owned();
-    };
-    let time = s3s::dto::Timestamp::from(time);
-    let mut out = Vec::new();
-    match time.format(s3s::dto::TimestampFormat::DateTime, &mut out) {
-        Ok(()) => String::from_utf8_lossy(&out).into_owned(),
-        Err(_) => "unknown".to_owned(),
-    }
+    strongroom_kms::utc(unix_ms).unwrap_or_else(|| "never".to_owned())
 }

@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use s3s::Body;
 use serde_json::{Value, json};
-use strongroom_kms::{Caller, Context, Error, Keys, Kms, Source, StoredDataKey};
+use strongroom_kms::{Caller, Context, Error, Keys, Kms, Source, StoredDataKey, utc};
 
 use crate::limits;
 
@@ -285,13 +285,4 @@ fn respond(status: StatusCode, body: &Value) -> Response<Body> {
 
 fn deadline() -> Instant {
     Instant::now() + limits::KMS_API_TIMEOUT
-}
-
-fn utc(unix_ms: u64) -> Option<String> {
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms))?;
-    let mut out = Vec::new();
-    let time = s3s::dto::Timestamp::from(time);
-    time.format(s3s::dto::TimestampFormat::DateTime, &mut out)
-        .ok()?;
-    String::from_utf8(out).ok()
 }
