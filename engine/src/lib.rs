@@ -20,6 +20,7 @@ mod index;
 mod io;
 mod limits;
 mod object;
+mod permits;
 mod rt;
 mod scrubber;
 mod segment;
@@ -48,6 +49,7 @@ pub use object::{
     ListQuery, NewUpload, PartChoice, PartEntry, PutStream, Target, UploadEntry, UploadPage,
     UploadQuery, WrappedCursor, WrappedEntry, WrappedPage, WrappedQuery,
 };
+pub use permits::{Permit, Permits};
 pub use scrubber::Scrubbed;
 pub use set::{DataDirs, Missing};
 pub use shard::Shard;

@@ -5,14 +5,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use glommio::sync::Semaphore;
-
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::index::commit::{Op, Reply};
 use crate::io::disk;
 use crate::limits;
 use crate::object::Committed;
+use crate::permits::Permits;
 use crate::record::{Bucket, BucketEncryption};
 use crate::rt;
 use crate::segment::reader::Files;
@@ -24,7 +23,7 @@ pub struct Shard {
     pub(crate) id: usize,
     pub(crate) writer: Rc<Writer>,
     pub(crate) files: Rc<Files>,
-    pub(crate) downloads: Rc<Semaphore>,
+    pub(crate) downloads: Rc<Permits>,
     pub(crate) closing: Cell<bool>,
 }
 
@@ -34,7 +33,7 @@ impl Shard {
         let shard = Rc::new(Shard {
             writer: Rc::new(Writer::new(Arc::clone(&core), id)),
             files: Rc::new(Files::new(Arc::clone(&core), id)),
-            downloads: Rc::new(Semaphore::new(limits::DOWNLOADS_PER_SHARD as u64)),
+            downloads: Permits::new(limits::DOWNLOADS_PER_SHARD),
             closing: Cell::new(false),
             core,
             id,

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use glommio::sync::StaticPermit;
 
 use crate::dare::open::Opener;
 use crate::engine::Core;
@@ -14,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::hierarchy;
 use crate::index::{Space, key};
 use crate::limits;
+use crate::permits::Permit;
 use crate::record::{Data, Object, Part, Place, Stream, UploadId};
 use crate::secret::Secret;
 use crate::segment::reader::{RunReader, Source};
@@ -50,7 +50,7 @@ pub struct GetStream {
     left: u64,
     _hold: Rc<Hold>,
     /// Its share of the read buffers, where it reads segments.
-    _slot: Option<StaticPermit>,
+    _slot: Option<Permit>,
 }
 
 impl GetStream {
@@ -144,11 +144,11 @@ impl Shard {
             .iter()
             .any(|s| matches!(s.stream.place, Place::Extents(_)))
         {
-            let slot = within(limits::SLOT_WAIT, self.downloads.acquire_static_permit(1)).await;
+            let slot = within(limits::SLOT_WAIT, self.downloads.acquire()).await;
             let busy = Error::Overloaded {
                 what: "no read buffer came free",
             };
-            Some(slot.ok_or(busy)?.map_err(|_| Error::Closed)?)
+            Some(slot.ok_or(busy)?)
         } else {
             None
         };

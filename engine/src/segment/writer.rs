@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_channel::oneshot;
-use glommio::sync::{Semaphore, StaticPermit};
 
 use super::block::{self, Block, Copy, Head, Kind, Tail, TailRecord, WrappedKey};
 use crate::cache::Cache;
@@ -16,6 +15,7 @@ use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::io::disk::{Buffer, SegmentFile};
 use crate::limits::{self, EXTENT_DATA_SECTORS, SECTOR, WRITE_BUFFER_BYTES};
+use crate::permits::{Permit, Permits};
 use crate::record::{Extent, Place};
 use crate::rt::{self, Task};
 use crate::shard::{to_end, within};
@@ -27,9 +27,9 @@ pub struct Writer {
     shard: usize,
     active: RefCell<Option<Rc<Active>>>,
     /// Only one reservation at a time may roll the segment or reserve disk space.
-    placing: Semaphore,
-    uploads: Rc<Semaphore>,
-    spares: Rc<Semaphore>,
+    placing: Rc<Permits>,
+    uploads: Rc<Permits>,
+    spares: Rc<Permits>,
     free: RefCell<Vec<Buffer>>,
 }
 
@@ -47,33 +47,29 @@ impl Writer {
             core,
             shard,
             active: RefCell::new(None),
-            placing: Semaphore::new(1),
-            uploads: Rc::new(Semaphore::new(limits::UPLOADS_PER_SHARD as u64)),
-            spares: Rc::new(Semaphore::new(limits::SPARE_WRITE_BUFFERS as u64)),
+            placing: Permits::new(1),
+            uploads: Permits::new(limits::UPLOADS_PER_SHARD),
+            spares: Permits::new(limits::SPARE_WRITE_BUFFERS),
             free: RefCell::new(Vec::new()),
         }
     }
 
     /// Hands out `sectors` sectors in a row. They are open until settled.
-    async fn reserve(&self, sectors: u32, lead: u8) -> Result<(Rc<Active>, Extent)> {
-        let _placing = self
-            .placing
-            .acquire_permit(1)
-            .await
-            .map_err(|_| Error::Closed)?;
+    async fn reserve(self: &Rc<Self>, sectors: u32, lead: u8) -> Result<(Rc<Active>, Extent)> {
+        let placing = self.placing.acquire().await;
         let current = self.active.borrow().clone();
-        let active = match current {
-            Some(a) if a.next.get() + sectors <= self.core.segments.sectors_max => a,
-            full => self.roll(full).await?,
+        let (active, _placing) = match current {
+            Some(a) if self.has_room(&a, sectors) && a.reserved.get() >= a.end(sectors) => {
+                (a, placing)
+            }
+            // To its end, also when the caller goes away: a file that is being made would be left behind, empty.
+            current => {
+                let writer = Rc::clone(self);
+                to_end(async move { Ok((writer.make_room(current, sectors).await?, placing)) })
+                    .await?
+            }
         };
         let start = active.next.get();
-        let end = u64::from(start + sectors) * SECTOR as u64;
-        if end > active.reserved.get() {
-            let to = end.max(active.reserved.get() + limits::RESERVE_AHEAD_BYTES / 2);
-            self.core.take_space(to - active.reserved.get())?;
-            active.file.allocate(active.reserved.get(), to).await?;
-            active.reserved.set(to);
-        }
         let extent = Extent {
             segment: active.id,
             start,
@@ -87,6 +83,26 @@ impl Writer {
             .segments
             .advance(self.shard, active.id, start + sectors);
         Ok((active, extent))
+    }
+
+    fn has_room(&self, active: &Active, sectors: u32) -> bool {
+        active.next.get() + sectors <= self.core.segments.sectors_max
+    }
+
+    /// A segment with room for `sectors` sectors more, which are reserved.
+    async fn make_room(&self, current: Option<Rc<Active>>, sectors: u32) -> Result<Rc<Active>> {
+        let active = match current {
+            Some(a) if self.has_room(&a, sectors) => a,
+            full => self.roll(full).await?,
+        };
+        let (from, end) = (active.reserved.get(), active.end(sectors));
+        if end > from {
+            let to = end.max(from + limits::RESERVE_AHEAD_BYTES / 2);
+            self.core.take_space(to - from)?;
+            active.file.allocate(from, to).await?;
+            active.reserved.set(to);
+        }
+        Ok(active)
     }
 
     async fn roll(&self, full: Option<Rc<Active>>) -> Result<Rc<Active>> {
@@ -131,17 +147,16 @@ impl Writer {
             Stored::Exactly(bytes) => (bytes, false),
             Stored::AtMost(bytes) => (bytes, true),
         };
-        let slot = within(limits::SLOT_WAIT, self.uploads.acquire_static_permit(1))
+        let slot = within(limits::SLOT_WAIT, self.uploads.acquire())
             .await
             .ok_or(Error::Overloaded {
                 what: "no write buffer came free",
-            })?
-            .map_err(|_| Error::Closed)?;
+            })?;
         let sealed = head.head.nonce.is_some();
         let mut spares = Vec::new();
         if stored > WRITE_BUFFER_BYTES as u64 {
             while spares.len() < limits::WRITES_IN_FLIGHT
-                && let Ok(permit) = self.spares.try_acquire_static_permit(1)
+                && let Some(permit) = self.spares.try_acquire()
             {
                 spares.push(permit);
             }
@@ -259,7 +274,7 @@ impl Writer {
 
     /// Keeps as many buffers as the uploads under way may use, and a few.
     fn trim(&self) {
-        let uploads = limits::UPLOADS_PER_SHARD - self.uploads.available() as usize;
+        let uploads = limits::UPLOADS_PER_SHARD - self.uploads.free();
         let kept = uploads * (1 + limits::WRITES_IN_FLIGHT);
         let kept = kept.clamp(limits::IDLE_WRITE_BUFFERS, limits::SPARE_WRITE_BUFFERS);
         self.free.borrow_mut().truncate(kept);
@@ -292,8 +307,13 @@ impl Writer {
 }
 
 impl Active {
+    /// Where `sectors` sectors more would end, in bytes.
+    fn end(&self, sectors: u32) -> u64 {
+        u64::from(self.next.get() + sectors) * SECTOR as u64
+    }
+
     async fn cut(&self) {
-        let end = u64::from(self.next.get()) * SECTOR as u64;
+        let end = self.end(0);
         if self.reserved.get() > end
             && let Err(e) = self.file.truncate(end).await
         {
@@ -411,7 +431,7 @@ pub struct Sink {
     files: Vec<Rc<Active>>,
     /// Packages of the run that is being written, where the cache is to have them.
     kept: Option<Kept>,
-    slot: Option<(StaticPermit, Vec<StaticPermit>)>,
+    slot: Option<(Permit, Vec<Permit>)>,
     settled: bool,
 }
 

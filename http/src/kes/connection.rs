@@ -24,10 +24,10 @@ use hyper::body::Body as _;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use strongroom_engine::Permits;
 use strongroom_kms::{Connection, Endpoint, LocalFuture, Request, Response, SendError};
 use zeroize::Zeroizing;
 
-use super::permits::Permits;
 use super::tls::KesTls;
 use crate::conn::rt::timeout;
 use crate::conn::socket::Socket;
@@ -176,7 +176,7 @@ impl Server {
             .map_err(|e| format!("TLS: {e}"))?;
         let (sender, connection) = Builder::new()
             .max_buf_size(limits::KES_BUFFER_BYTES)
-            .handshake::<_, Body>(Transport::Tls(Box::new(stream.into())))
+            .handshake::<_, Body>(Transport::Client(Box::new(stream)))
             .await
             .map_err(|e| explain(&e))?;
         // It ends when its sender is dropped, or with the server's end.

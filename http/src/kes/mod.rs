@@ -5,7 +5,6 @@
 //! - [`tls`] is this server's certificate there and the certificates it trusts, for all cores; it follows the files.
 
 pub mod connection;
-mod permits;
 pub mod tls;
 
 pub use connection::Connections;

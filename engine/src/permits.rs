@@ -18,6 +18,7 @@ pub struct Permits {
 pub struct Permit(Option<Rc<Permits>>);
 
 impl Permits {
+    /// As many permits as `count`.
     pub fn new(count: usize) -> Rc<Self> {
         Rc::new(Self {
             free: Cell::new(count),
@@ -27,16 +28,27 @@ impl Permits {
 
     /// A permit, as soon as there is one.
     pub async fn acquire(self: &Rc<Self>) -> Permit {
-        // Nobody waits while a permit is free.
-        if let Some(left) = self.free.get().checked_sub(1) {
-            self.free.set(left);
-            return Permit(Some(Rc::clone(self)));
+        if let Some(permit) = self.try_acquire() {
+            return permit;
         }
         let (sender, receiver) = oneshot::channel();
         self.waiting.borrow_mut().push_back(sender);
         receiver
             .await
             .expect("whoever waits keeps the permits alive")
+    }
+
+    /// A permit, if there is one.
+    pub fn try_acquire(self: &Rc<Self>) -> Option<Permit> {
+        // Nobody waits while a permit is free.
+        let left = self.free.get().checked_sub(1)?;
+        self.free.set(left);
+        Some(Permit(Some(Rc::clone(self))))
+    }
+
+    /// How many are free.
+    pub fn free(&self) -> usize {
+        self.free.get()
     }
 
     fn give_back(self: Rc<Self>) {
