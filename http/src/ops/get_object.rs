@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use http::{Extensions, HeaderMap};
 use s3s::dto::{
     ChecksumMode, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput,
@@ -352,6 +352,8 @@ impl Body {
             let frame = state.next().await?;
             Some((frame.map_err(StdError::from), state))
         });
+        // Whoever asks again behind the end hears of it again.
+        let frames = frames.fuse();
         let download = downloads.begin(Box::pin(frames), lease, place.0, place.1);
         Body {
             frames: SendWrapper::new(Box::pin(download)),
