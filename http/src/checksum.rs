@@ -26,6 +26,7 @@ use strongroom_engine::hierarchy;
 use strongroom_engine::secret::Secret;
 use subtle::ConstantTimeEq;
 
+use crate::crc::Crc;
 use crate::error::custom;
 
 const VERSION: u8 = 1;
@@ -330,7 +331,7 @@ fn check_named_by_sdk(headers: &HeaderMap, found: &Announced) -> S3Result<()> {
 
 /// A checksum in the making.
 pub enum Hasher {
-    Crc(Algorithm, Box<crc_fast::Digest>),
+    Crc(Algorithm, Crc),
     Sha1(Box<sha1::Sha1>),
     Sha256(Box<sha2::Sha256>),
 }
@@ -338,7 +339,7 @@ pub enum Hasher {
 impl Hasher {
     pub fn new(algorithm: Algorithm) -> Self {
         match (algorithm, algorithm.crc()) {
-            (_, Some(crc)) => Hasher::Crc(algorithm, Box::new(crc_fast::Digest::new(crc))),
+            (_, Some(crc)) => Hasher::Crc(algorithm, Crc::new(crc)),
             (Algorithm::Sha1, _) => Hasher::Sha1(Box::default()),
             (_, None) => Hasher::Sha256(Box::default()),
         }
@@ -363,7 +364,7 @@ impl Hasher {
     pub fn finish(self) -> Sum {
         let algorithm = self.algorithm();
         let digest = match self {
-            Hasher::Crc(algorithm, crc) => algorithm.digest_of_crc(crc.finalize()),
+            Hasher::Crc(algorithm, crc) => algorithm.digest_of_crc(crc.finish()),
             Hasher::Sha1(sha) => sha.finalize().to_vec(),
             Hasher::Sha256(sha) => sha.finalize().to_vec(),
         };

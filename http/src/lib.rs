@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod conn;
 pub mod cores;
+mod crc;
 pub mod error;
 pub mod health;
 pub mod kes;

@@ -1,10 +1,11 @@
-//! Kernels for the bytes on the data path, and nothing else: authenticated encryption and hashes.
+//! Kernels for the bytes on the data path, and nothing else: authenticated encryption, hashes and checksums.
 //!
-//! Callers see [`gcm::Key`] and [`gcm::Message`], [`md5::Md5`] and [`md5::update_all`]; which instructions run is decided here, by
+//! Callers see [`gcm::Key`] and [`gcm::Message`], [`md5::Md5`] and [`md5::update_all`], [`crc::fold`]; which instructions run is decided here, by
 //! what [`cpu`] finds. All `unsafe` code of these kernels is below this module, and `SAFETY.md` beside it says why it holds.
 #![allow(unsafe_code)]
 
 pub mod cpu;
+pub mod crc;
 pub mod gcm;
 pub mod md5;
 
