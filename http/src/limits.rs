@@ -41,9 +41,15 @@ pub const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 pub const LISTEN_BACKLOG: i32 = 1024;
 /// Buffers handed to one vectored write (the kernel takes no more than 1,024).
 pub const WRITE_VECTOR_MAX: usize = 64;
-/// Sealed bytes taken from the kernel at once, ahead of rustls.
-pub const TLS_READ_BYTES: usize = 64 * 1024;
-/// Plaintext that rustls seals ahead of the socket.
+/// Sealed bytes taken from the kernel at once. A message of a handshake, which may have 64 KiB, is put together in as much.
+pub const TLS_READ_BYTES: usize = 128 * 1024;
+/// Buffers of that size that a shard keeps for the next connection that has something to read.
+pub const TLS_READ_BUFFERS_KEPT: usize = 8;
+/// What a handshake has to say at once: above all the server's certificates.
+pub const TLS_FLIGHT_BYTES_MAX: usize = 128 * 1024;
+/// Records in a row that may come without data: key updates, say.
+pub const TLS_IDLE_RECORDS_MAX: usize = 32;
+/// Records sealed ahead of the socket.
 pub const TLS_BUFFER_BYTES: usize = 256 * 1024;
 
 /// A TLS handshake must be over by then.

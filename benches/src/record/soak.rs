@@ -1,7 +1,7 @@
 //! A long mixed load, with what the server holds looked at again and again: memory and open files must stay flat.
 //!
 //! Each worker has objects of its own and knows what they must be, so every answer is compared. The number of busy workers
-//! changes within each step in the same way; samples are taken at the end of a step, so they are alike.
+//! changes within each step in the same way, so steps are alike.
 
 use std::fmt::Write as _;
 use std::io;
@@ -36,6 +36,8 @@ const PART_BYTES: u64 = 5 << 20;
 /// Small, so that it is full long before the first third ends.
 const CACHE: &str = "128M";
 const STEP: Duration = Duration::from_secs(60);
+/// Memory goes up and down with what is under way.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Even a short soak has so many samples.
 const STEPS_MIN: u32 = 9;
 
@@ -92,7 +94,7 @@ pub fn soak(length: Duration, shards: usize) -> Result<Outcome, String> {
 fn watch(length: Duration, server: &Server, shared: &Shared) -> Outcome {
     let mut text = format!(
         "PUT, multipart upload, GET, ranges, HEAD, listing and DELETE, of 100 bytes to 8 MiB; {} connections in turn within each \
-         step, the cache {CACHE}. Every answer is compared with what it must be. Samples at the end of a step.\n\n\
+         step, the cache {CACHE}. Every answer is compared with what it must be. Resident memory is the median of a step, files are those at its end.\n\n\
          | minute | requests | MB | errors | server CPU s | resident MB | peak resident MB | open files | disk MB |\n\
          | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         LOADS.map(|n| n.to_string()).join(", ")
@@ -104,12 +106,17 @@ fn watch(length: Duration, server: &Server, shared: &Shared) -> Outcome {
         // Where the kernel does not reset the peak, the column says the highest so far.
         drop(procfs::reset_peak(pid));
         let cpu = procfs::cpu_seconds(pid);
+        let mut resident = Vec::new();
         for busy in LOADS {
             shared.busy.store(busy, Ordering::Relaxed);
-            thread::sleep(step / LOADS.len() as u32);
+            let until = Instant::now() + step / LOADS.len() as u32;
+            while Instant::now() < until {
+                thread::sleep(LOOK_EVERY.min(step / 20));
+                resident.push(procfs::resident_bytes(pid) as f64 / 1e6);
+            }
         }
         let sample = Sample {
-            resident: procfs::resident_bytes(pid) as f64 / 1e6,
+            resident: median(resident),
             files: procfs::open_files(pid) as f64,
         };
         let line = format!(
@@ -143,14 +150,11 @@ fn watch(length: Duration, server: &Server, shared: &Shared) -> Outcome {
 /// Compares the medians of the first and the last third.
 fn verdict(samples: &[Sample]) -> (String, bool) {
     let third = samples.len().div_ceil(3);
-    let median = |samples: &[Sample], of: fn(&Sample) -> f64| {
-        let mut values: Vec<f64> = samples.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(0.0)
-    };
+    let median_of =
+        |samples: &[Sample], of: fn(&Sample) -> f64| median(samples.iter().map(of).collect());
     let ends = |of| {
         let last = &samples[samples.len() - third..];
-        (median(&samples[..third], of), median(last, of))
+        (median_of(&samples[..third], of), median_of(last, of))
     };
     let memory = ends(|s: &Sample| s.resident);
     let files = ends(|s: &Sample| s.files);
@@ -167,6 +171,11 @@ fn verdict(samples: &[Sample]) -> (String, bool) {
         word(files_flat)
     );
     (text, memory_flat && files_flat)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// What an object must be.

@@ -1,7 +1,7 @@
 //! Connections: from a listening socket to a served HTTP request, on one shard.
 //!
 //! - [`listen`] makes the listeners, one for each shard, and refuses a port in use.
-//! - [`socket`] is hyper's view of a glommio socket; [`transport`] puts TLS over it.
+//! - [`socket`] is hyper's view of a glommio socket; [`tls`] and [`transport`] put TLS over it.
 //! - [`rt`] gives hyper its timer and its executor.
 //! - [`drain`] ends them all: idle connections at once, busy ones after their request.
 //!
@@ -13,6 +13,7 @@ pub mod listen;
 pub mod rt;
 pub mod serve;
 pub mod socket;
+pub mod tls;
 pub mod transport;
 
 pub use drain::{Drain, DrainGuard};

@@ -6,7 +6,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use futures_rustls::TlsAcceptor;
 use futures_rustls::rustls::ServerConfig;
 use futures_rustls::rustls::pki_types::CertificateDer;
 use hyper::body::Incoming;
@@ -18,6 +17,7 @@ use tracing::{debug, warn};
 use super::drain::{Drain, DrainGuard};
 use super::rt::{LocalTasks, LocalTimer, timeout};
 use super::socket::{Linger, Socket};
+use super::tls;
 use super::transport::Transport;
 use crate::{limits, metrics};
 
@@ -54,7 +54,12 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let listener = super::listen::adopt(listener);
-    let acceptor = shard.tls.map(TlsAcceptor::from);
+    // Records are sealed and opened here, with keys that rustls makes.
+    let tls = shard.tls.map(|config| {
+        let mut config = ServerConfig::clone(&config);
+        config.enable_secret_extraction = true;
+        Arc::new(config)
+    });
     let make = Rc::new(shard.make);
     loop {
         let accepted = futures_lite::future::or(
@@ -83,13 +88,13 @@ where
         }
         let guard = shard.drain.guard();
         let address = stream.peer_addr().ok();
-        let acceptor = acceptor.clone();
+        let tls = tls.clone();
         let socket = Socket::new(stream);
         let make = Rc::clone(&make);
         glommio::spawn_local(async move {
             let _counted = metrics::Connection::open();
-            let (secure, linger) = (acceptor.is_some(), socket.linger());
-            if let Some(transport) = open(socket, acceptor, &guard).await {
+            let (secure, linger) = (tls.is_some(), socket.linger());
+            if let Some(transport) = open(socket, tls, &guard).await {
                 let service = make(Peer {
                     address,
                     secure,
@@ -108,24 +113,19 @@ where
 
 async fn open(
     socket: Socket,
-    acceptor: Option<TlsAcceptor>,
+    tls: Option<Arc<ServerConfig>>,
     guard: &DrainGuard,
 ) -> Option<Transport> {
-    let Some(acceptor) = acceptor else {
+    let Some(config) = tls else {
         return Some(Transport::Plain(socket));
     };
-    let handshake = timeout(
-        limits::HANDSHAKE_TIMEOUT,
-        acceptor.accept_with(socket, |session| {
-            session.set_buffer_limit(Some(limits::TLS_BUFFER_BYTES));
-        }),
-    );
+    let handshake = timeout(limits::HANDSHAKE_TIMEOUT, tls::accept(socket, config));
     let drained = async {
         guard.begun().await;
         None
     };
     match futures_lite::future::or(handshake, drained).await {
-        Some(Ok(stream)) => Some(Transport::Tls(Box::new(stream.into()))),
+        Some(Ok(stream)) => Some(Transport::Tls(Box::new(stream))),
         Some(Err(error)) => {
             debug!(%error, "TLS handshake failed");
             None

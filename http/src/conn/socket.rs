@@ -9,7 +9,7 @@
 //! while before it goes.
 
 use std::cell::Cell;
-use std::io::{self, BufRead, Cursor, IoSlice, Read};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -18,7 +18,6 @@ use std::task::{Context, Poll, ready};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use hyper::rt;
-use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
@@ -39,8 +38,6 @@ impl Linger {
 /// One TCP connection on this shard.
 pub struct Socket {
     stream: TcpStream,
-    /// Bytes that rustls has not asked for yet.
-    ahead: Cursor<Vec<u8>>,
     write_stall: Stall,
     linger: Linger,
     closing: Closing,
@@ -57,7 +54,6 @@ impl Socket {
     pub fn new(stream: TcpStream) -> Self {
         Self {
             stream,
-            ahead: Cursor::default(),
             write_stall: Stall::new(limits::WRITE_STALL_TIMEOUT),
             linger: Linger::default(),
             closing: Closing::No,
@@ -88,16 +84,18 @@ impl Socket {
         Poll::Ready(Ok(read))
     }
 
-    /// Takes what the kernel has, up to a bound; 0 if that is nothing, be it for now or for ever. Then no memory is kept.
-    fn read_ahead(&mut self) -> io::Result<usize> {
-        let mut ahead = std::mem::take(&mut self.ahead).into_inner();
-        ahead.clear();
-        ahead.reserve_exact(limits::TLS_READ_BYTES);
-        let read = self.receive(|fd, flags| {
-            rustix::net::recv(fd, spare_capacity(&mut ahead), flags).map(|(_, n)| n)
-        })?;
-        self.ahead = Cursor::new(if ahead.is_empty() { Vec::new() } else { ahead });
-        Ok(read.unwrap_or(0))
+    /// Waits until there is something to read, and takes what fits.
+    pub(super) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let read =
+            self.receive(|fd, flags| rustix::net::recv(fd, &mut *buf, flags).map(|(_, n)| n))?;
+        match read {
+            Some(n) => Poll::Ready(Ok(n)),
+            None => self.poll_readable(cx, buf),
+        }
     }
 
     /// Takes what the kernel has; none if that is nothing for now.
@@ -115,7 +113,11 @@ impl Socket {
         }
     }
 
-    fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         // Before another try: the kernel finds a little more room in its own buffers than it wakes anybody for, and that is not
         // the peer's doing.
         if self.write_stall.is_over() {
@@ -152,7 +154,7 @@ impl Socket {
         }
     }
 
-    fn poll_close_gently(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_close_gently(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             match &mut self.closing {
                 Closing::No => {
@@ -249,18 +251,14 @@ impl rt::Write for Socket {
     }
 }
 
-/// The same socket as rustls' adapter wants it: its buffers are initialized. It asks for 4 KiB at a time, so that several records
-/// are taken from the kernel at once and handed out from memory, which goes when there is nothing left to take.
+/// The same socket as futures-rustls wants it: its buffers are initialized.
 impl AsyncRead for Socket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        if self.ahead.fill_buf()?.is_empty() && self.read_ahead()? == 0 {
-            return self.poll_readable(cx, buf);
-        }
-        Poll::Ready(self.ahead.read(buf))
+        self.poll_receive(cx, buf)
     }
 }
 

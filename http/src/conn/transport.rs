@@ -3,14 +3,15 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
-use futures_rustls::TlsStream;
+use futures_rustls::client::TlsStream;
 use futures_rustls::rustls::pki_types::CertificateDer;
 use hyper::rt::{self, ReadBufCursor};
 
 use super::socket::Socket;
+use super::tls::TlsServer;
 
 /// Plaintext of one TLS record at most: more never comes out of one read.
 const RECORD_BYTES: usize = 16 * 1024;
@@ -23,26 +24,27 @@ const RECORD_BYTES: usize = 16 * 1024;
 pub enum Transport {
     /// As the bytes come.
     Plain(Socket),
-    /// After the handshake.
-    Tls(Box<TlsStream<Socket>>),
+    /// As a server, after the handshake.
+    Tls(Box<TlsServer>),
+    /// As a client, after the handshake.
+    Client(Box<TlsStream<Socket>>),
 }
 
 impl Transport {
     /// Whether the peer and we agreed on HTTP/2.
     pub fn is_h2(&self) -> bool {
         match self {
-            Self::Plain(_) => false,
-            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+            Self::Plain(_) | Self::Client(_) => false,
+            Self::Tls(stream) => stream.is_h2(),
         }
     }
 
     /// The certificates that the peer presented in its handshake.
     pub fn peer_certificates(&self) -> Arc<[CertificateDer<'static>]> {
-        let presented = match self {
-            Self::Plain(_) => None,
-            Self::Tls(stream) => stream.get_ref().1.peer_certificates(),
-        };
-        presented.unwrap_or_default().into()
+        match self {
+            Self::Plain(_) | Self::Client(_) => Arc::default(),
+            Self::Tls(stream) => stream.peer_certificates(),
+        }
     }
 }
 
@@ -54,22 +56,13 @@ impl rt::Read for Transport {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => rt::Read::poll_read(Pin::new(socket), cx, buf),
-            Self::Tls(stream) => {
-                // rustls copies out of its own buffer anyway; a record on the stack costs less
-                // than clearing all of hyper's buffer at each poll.
+            Self::Tls(stream) => rt::Read::poll_read(Pin::new(stream), cx, buf),
+            Self::Client(stream) => {
                 let mut record = [0; RECORD_BYTES];
-                let mut any = false;
-                while buf.remaining() > 0 {
-                    let want = record.len().min(buf.remaining());
-                    let read = AsyncRead::poll_read(Pin::new(stream), cx, &mut record[..want]);
-                    match read {
-                        Poll::Ready(Ok(n)) if n > 0 => buf.put_slice(&record[..n]),
-                        // The end, or an error, comes again when asked again.
-                        _ if any => break,
-                        done => return done.map_ok(|_| ()),
-                    }
-                    any = true;
-                }
+                let want = record.len().min(buf.remaining());
+                let read = AsyncRead::poll_read(Pin::new(stream), cx, &mut record[..want]);
+                let n = ready!(read)?;
+                buf.put_slice(&record[..n]);
                 Poll::Ready(Ok(()))
             }
         }
@@ -84,7 +77,8 @@ impl rt::Write for Transport {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(socket) => rt::Write::poll_write(Pin::new(socket), cx, buf),
-            Self::Tls(stream) => AsyncWrite::poll_write(Pin::new(stream), cx, buf),
+            Self::Tls(stream) => rt::Write::poll_write(Pin::new(stream), cx, buf),
+            Self::Client(stream) => AsyncWrite::poll_write(Pin::new(stream), cx, buf),
         }
     }
 
@@ -99,21 +93,24 @@ impl rt::Write for Transport {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(socket) => rt::Write::poll_write_vectored(Pin::new(socket), cx, bufs),
-            Self::Tls(stream) => AsyncWrite::poll_write_vectored(Pin::new(stream), cx, bufs),
+            Self::Tls(stream) => rt::Write::poll_write_vectored(Pin::new(stream), cx, bufs),
+            Self::Client(stream) => AsyncWrite::poll_write_vectored(Pin::new(stream), cx, bufs),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => rt::Write::poll_flush(Pin::new(socket), cx),
-            Self::Tls(stream) => AsyncWrite::poll_flush(Pin::new(stream), cx),
+            Self::Tls(stream) => rt::Write::poll_flush(Pin::new(stream), cx),
+            Self::Client(stream) => AsyncWrite::poll_flush(Pin::new(stream), cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => rt::Write::poll_shutdown(Pin::new(socket), cx),
-            Self::Tls(stream) => AsyncWrite::poll_close(Pin::new(stream), cx),
+            Self::Tls(stream) => rt::Write::poll_shutdown(Pin::new(stream), cx),
+            Self::Client(stream) => AsyncWrite::poll_close(Pin::new(stream), cx),
         }
     }
 }

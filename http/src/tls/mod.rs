@@ -4,7 +4,7 @@
 //! does not load never replaces one that works: the server warns, keeps the old one, and tries
 //! again. Nothing is ever written over a file that is there.
 
-mod cipher;
+pub(crate) mod cipher;
 
 use std::fs;
 use std::io::{self, Write};
