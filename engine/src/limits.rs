@@ -53,8 +53,8 @@ pub const DOWNLOADS_PER_SHARD: usize = 256;
 /// What the cache holds in one piece: as many packages as are read at once. An entry costs so much beside its bytes.
 pub const CACHE_RUN_BYTES: u64 = READ_PACKAGES * crate::dare::header::PACKAGE as u64;
 pub const CACHE_ENTRY_BYTES: u64 = 256;
-/// Buffers of that size a shelf keeps for the next user.
-pub const SHELF_BUFFERS_MAX: usize = 64;
+/// Pairs of buffers of that size a shelf keeps for the next user.
+pub const SHELF_PAIRS_MAX: usize = 32;
 /// The cache is cut in shards with a lock each; a shard holds so many full runs at least.
 pub const CACHE_SHARDS_MAX: u64 = 16;
 pub const CACHE_RUNS_MIN: u64 = 16;

@@ -4,11 +4,12 @@
 //! A buffer goes back on its shelf when the last [`Bytes`] made from it is dropped, on whatever core. What it held stays in it, so
 //! plaintext and ciphertext have a shelf each; a reader of a buffer sees what was put in since it was taken, and nothing else.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 
-use crate::limits::{CACHE_RUN_BYTES, SHELF_BUFFERS_MAX};
+use crate::limits::{CACHE_RUN_BYTES, SHELF_PAIRS_MAX};
 
 const FULL: usize = CACHE_RUN_BYTES as usize;
 
@@ -17,12 +18,23 @@ const SLICE: usize = 64 * 1024;
 
 /// Where buffers lie while nobody uses them.
 #[derive(Default)]
-pub struct Shelf(Arc<Mutex<Vec<BytesMut>>>);
+pub struct Shelf(Arc<Mutex<Pairs>>);
+
+/// Two full buffers lie in one piece of memory, of which less is wasted than of two; it goes when both are dropped.
+#[derive(Default)]
+struct Pairs {
+    made: u64,
+    /// Buffers whose other one is used, by the number of their pair. They cost nothing beside it, and are the first to be used.
+    lone: BTreeMap<u64, BytesMut>,
+    whole: Vec<(u64, [BytesMut; 2])>,
+}
 
 /// A buffer that is being filled.
 pub struct Shelved {
     bytes: BytesMut,
     filled: usize,
+    /// The number of its pair, where it is a full one.
+    pair: u64,
     home: Shelf,
 }
 
@@ -30,32 +42,60 @@ impl Shelf {
     /// A buffer for `len` bytes, at most those of a run. One much smaller than a run is just made, so that keeping it costs what it holds.
     pub fn buffer(&self, len: usize) -> Shelved {
         assert!(len <= FULL, "a run at most");
-        let bytes = match is_full(len) {
+        let (pair, bytes) = match is_full(len) {
             true => self.full(),
-            false => BytesMut::zeroed(len),
+            false => (0, BytesMut::zeroed(len)),
         };
         Shelved {
             bytes,
             filled: 0,
+            pair,
             home: Shelf(Arc::clone(&self.0)),
         }
     }
 
-    fn full(&self) -> BytesMut {
-        let shelf = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = shelf().pop();
-        used.unwrap_or_else(|| {
-            // Two lie in one piece of memory, of which less is wasted than of two.
-            let mut first = BytesMut::zeroed(2 * FULL);
-            shelf().push(first.split_off(FULL));
-            first
-        })
+    fn full(&self) -> (u64, BytesMut) {
+        if let Some(used) = self.pairs().take() {
+            return used;
+        }
+        let mut first = BytesMut::zeroed(2 * FULL);
+        let second = first.split_off(FULL);
+        let mut pairs = self.pairs();
+        pairs.made += 1;
+        let pair = pairs.made;
+        pairs.lone.insert(pair, second);
+        (pair, first)
+    }
+
+    fn pairs(&self) -> MutexGuard<'_, Pairs> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn copy(&self, bytes: &[u8]) -> Bytes {
         let mut buffer = self.buffer(bytes.len());
         buffer.extend(bytes);
         buffer.into()
+    }
+}
+
+impl Pairs {
+    fn take(&mut self) -> Option<(u64, BytesMut)> {
+        if let Some(lone) = self.lone.pop_first() {
+            return Some(lone);
+        }
+        let (pair, [first, second]) = self.whole.pop()?;
+        self.lone.insert(pair, second);
+        Some((pair, first))
+    }
+
+    fn put(&mut self, pair: u64, bytes: BytesMut) {
+        match self.lone.remove(&pair) {
+            None => drop(self.lone.insert(pair, bytes)),
+            Some(other) if self.whole.len() < SHELF_PAIRS_MAX => {
+                self.whole.push((pair, [bytes, other]));
+            }
+            Some(_) => {}
+        }
     }
 }
 
@@ -109,10 +149,7 @@ impl Drop for Shelved {
             return;
         }
         let bytes = std::mem::take(&mut self.bytes);
-        let mut shelf = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if shelf.len() < SHELF_BUFFERS_MAX {
-            shelf.push(bytes);
-        }
+        self.home.pairs().put(self.pair, bytes);
     }
 }
 
@@ -127,7 +164,7 @@ mod tests {
         let slice = first.slice(10..20);
         let place = first.as_ptr();
         drop(first);
-        assert_eq!(shelf.0.lock().unwrap().len(), 1, "the one is still read");
+        assert_eq!(shelf.pairs().lone.len(), 1, "the one is still read");
         assert_eq!(&slice[..], [7; 10]);
         drop(slice);
         let mut again = shelf.buffer(FULL - 1);
@@ -142,12 +179,30 @@ mod tests {
     fn a_shelf_is_bounded_and_takes_no_small_ones() {
         let shelf = Shelf::default();
         drop(shelf.copy(&[1; 1000]));
-        assert!(shelf.0.lock().unwrap().is_empty());
-        let many: Vec<_> = (0..SHELF_BUFFERS_MAX + 3)
+        assert_eq!(shelf.pairs().made, 0);
+        let many: Vec<_> = (0..2 * SHELF_PAIRS_MAX + 3)
             .map(|_| shelf.copy(&vec![1; FULL]))
             .collect();
         drop(many);
-        assert_eq!(shelf.0.lock().unwrap().len(), SHELF_BUFFERS_MAX);
+        let pairs = shelf.pairs();
+        assert_eq!((pairs.lone.len(), pairs.whole.len()), (0, SHELF_PAIRS_MAX));
+    }
+
+    #[test]
+    fn a_buffer_whose_other_one_is_used_comes_first() {
+        let shelf = Shelf::default();
+        let run = |_| shelf.copy(&[1; FULL]);
+        let mut runs: Vec<_> = (0..1000).map(run).collect();
+        // Every other one goes, and their place is used before any other.
+        let mut odd = false;
+        runs.retain(|_| {
+            odd = !odd;
+            odd
+        });
+        assert_eq!(shelf.pairs().lone.len(), 500);
+        runs.extend((0..500).map(run));
+        let pairs = shelf.pairs();
+        assert_eq!((pairs.made, pairs.lone.len()), (500, 0));
     }
 
     #[test]
