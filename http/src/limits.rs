@@ -47,8 +47,12 @@ pub const TLS_READ_BYTES: usize = 128 * 1024;
 pub const TLS_READ_BUFFERS_KEPT: usize = 8;
 /// What a handshake has to say at once: above all the server's certificates.
 pub const TLS_FLIGHT_BYTES_MAX: usize = 128 * 1024;
-/// Records in a row that may come without data: key updates, say.
+/// Records that may come without data (key updates, say), and the bytes of data that earn another one.
 pub const TLS_IDLE_RECORDS_MAX: usize = 32;
+/// See [`TLS_IDLE_RECORDS_MAX`].
+pub const TLS_IDLE_RECORD_COST: usize = 64 * 1024;
+/// The socket is asked for more so often before others get a turn.
+pub const TLS_FILLS_MAX: usize = 4;
 /// Records sealed ahead of the socket.
 pub const TLS_BUFFER_BYTES: usize = 256 * 1024;
 

@@ -33,6 +33,7 @@ const HEAD: usize = 5;
 /// Plaintext of one record at most, and what it may grow by when it is sealed.
 const RECORD_BYTES: usize = 16 * 1024;
 const GROWTH_MAX: usize = 256;
+const CREDIT_MAX: usize = limits::TLS_IDLE_RECORDS_MAX * limits::TLS_IDLE_RECORD_COST;
 /// RFC 8446, section 4: the type of a key update, its length, and whether the peer is asked for one of its own.
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 const KEY_UPDATE_ASKED: [u8; 5] = [24, 0, 0, 1, 1];
@@ -45,20 +46,12 @@ pub struct TlsServer {
     session: Session,
     input: Input,
     output: Output,
-    fate: Fate,
+    /// What the peer did that it must not do.
+    failed: Option<Error>,
     /// Whether it was told that nothing more comes from us.
     closing: bool,
     is_h2: bool,
     certificates: Arc<[CertificateDer<'static>]>,
-}
-
-/// What is to be expected of the peer.
-enum Fate {
-    More,
-    /// It said that nothing more comes.
-    Closed,
-    /// It did what it must not do.
-    Failed(Error),
 }
 
 #[expect(
@@ -78,18 +71,18 @@ struct Records {
     received: u64,
     encrypter: Box<dyn MessageEncrypter>,
     sent: u64,
-    /// Records in a row that brought no data.
-    idle: usize,
+    /// Whether the peer asked for a new key of ours and got it, and no data was sealed under it: then it gets no other.
+    asked: bool,
+    /// Bytes of data that a peer has in hand for records that bring none, each of which takes so many.
+    credit: usize,
 }
 
-/// What the first record of the input was.
+/// What became of the first record of the input.
 enum Opened {
     /// It is not there as a whole.
     Partly,
     /// It is behind us; if it brought data, that can be taken.
     Record,
-    /// The peer's last.
-    Closed,
 }
 
 /// What came from the socket: records, the first of them opened.
@@ -99,9 +92,12 @@ struct Input {
     /// Data that was not taken yet, and the sealed bytes behind it.
     plain: Range<usize>,
     sealed: Range<usize>,
-    /// Data that goes in front of both, which rustls handed out, and how much of it was taken.
+    /// Data of TLS 1.2, which rustls hands out, and how much of it was taken.
     aside: Vec<u8>,
     taken: usize,
+    /// How often there was more, and whether the peer said that there will be none.
+    fills: usize,
+    ended: bool,
 }
 
 /// Records on their way to the socket.
@@ -117,35 +113,26 @@ struct Output {
 pub async fn accept(mut socket: Socket, config: Arc<ServerConfig>) -> io::Result<TlsServer> {
     enum Step {
         Again,
-        Receive,
+        More,
         Done,
     }
     let mut session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
     let (mut input, mut output) = (Input::default(), Output::default());
+    // rustls gets one record after the other, so that it opens none behind the handshake. What it does not discard it gets again.
+    let mut shown = 0;
     loop {
-        // What follows the handshake is not for this loop to open.
-        let sealed = match session.is_handshaking() {
-            true => &mut input.bytes.0[input.sealed.clone()],
-            false => &mut [],
-        };
+        let sealed = &mut input.sealed()[..shown];
         let UnbufferedStatus { discard, state } = session.process_tls_records(sealed);
         let step = match state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                output.push_with(|to| data.encode(to))?;
+                output.push_with(limits::TLS_FLIGHT_BYTES_MAX, |to| data.encode(to))?;
                 Step::Again
             }
             Ok(ConnectionState::TransmitTlsData(data)) => {
                 data.done();
                 Step::Again
             }
-            // It came in the same piece as the end of the handshake.
-            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                while let Some(record) = traffic.next_record() {
-                    input.aside.extend(record.map_err(invalid)?.payload);
-                }
-                Step::Again
-            }
-            Ok(ConnectionState::BlockedHandshake) => Step::Receive,
+            Ok(ConnectionState::BlockedHandshake) => Step::More,
             Ok(ConnectionState::WriteTraffic(_)) => Step::Done,
             Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Err(error) => {
@@ -155,22 +142,23 @@ pub async fn accept(mut socket: Socket, config: Arc<ServerConfig>) -> io::Result
             }
         };
         input.sealed.start += discard;
-        let step = match step {
-            // A server may write before it has heard the end of the handshake.
-            Step::Done if session.is_handshaking() => Step::Receive,
-            step => step,
-        };
+        shown -= discard;
         match step {
             Step::Again => continue,
-            Step::Receive | Step::Done => {
-                poll_fn(|cx| output.poll_send(&mut socket, cx)).await?;
+            // A server may write before it has heard the end of the handshake.
+            Step::Done if !session.is_handshaking() => break,
+            Step::More | Step::Done => {}
+        }
+        poll_fn(|cx| output.poll_send(&mut socket, cx)).await?;
+        loop {
+            if let Some(next) = first_record(&input.sealed()[shown..]) {
+                shown += next;
+                break;
             }
+            poll_fn(|cx| input.poll_fill(&mut socket, cx)).await?;
         }
-        if let Step::Done = step {
-            break;
-        }
-        poll_fn(|cx| input.poll_fill(&mut socket, cx)).await?;
     }
+    poll_fn(|cx| output.poll_send(&mut socket, cx)).await?;
     let certificates = session.peer_certificates().unwrap_or_default().into();
     let is_h2 = session.alpn_protocol() == Some(b"h2");
     Ok(TlsServer {
@@ -178,11 +166,25 @@ pub async fn accept(mut socket: Socket, config: Arc<ServerConfig>) -> io::Result
         socket,
         input,
         output,
-        fate: Fate::More,
+        failed: None,
         closing: false,
         is_h2,
         certificates,
     })
+}
+
+/// How long the first record is, if it is there as a whole; or its head alone, where that is none that TLS knows.
+fn first_record(sealed: &[u8]) -> Option<usize> {
+    /// What TLS 1.2 lets a record grow by.
+    const OLD_GROWTH_MAX: usize = 2048;
+    let (head, rest) = sealed.split_first_chunk::<HEAD>()?;
+    let len = usize::from(u16::from_be_bytes([head[3], head[4]]));
+    let known =
+        (20..=24).contains(&head[0]) && head[1] == 3 && len <= RECORD_BYTES + OLD_GROWTH_MAX;
+    match known {
+        true => (rest.len() >= len).then_some(HEAD + len),
+        false => Some(HEAD),
+    }
 }
 
 impl TlsServer {
@@ -196,13 +198,21 @@ impl TlsServer {
         Arc::clone(&self.certificates)
     }
 
+    fn check(&self) -> io::Result<()> {
+        match &self.failed {
+            Some(error) => Err(invalid(error.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// Waits for data that was not taken yet; there is none at the end.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.input.data().is_empty() {
-            match &self.fate {
-                Fate::More => {}
-                Fate::Closed => return Poll::Ready(Ok(())),
-                Fate::Failed(error) => return Poll::Ready(Err(invalid(error.clone()))),
+            self.check()?;
+            if self.input.ended {
+                self.input.bytes = Piece::default();
+                (self.input.plain, self.input.sealed) = (0..0, 0..0);
+                return Poll::Ready(Ok(()));
             }
             match self.session.open(&mut self.input, &mut self.output) {
                 Ok(Opened::Record) => {}
@@ -211,11 +221,11 @@ impl TlsServer {
                     let _ = self.output.poll_send(&mut self.socket, cx)?;
                     ready!(self.input.poll_fill(&mut self.socket, cx))?;
                 }
-                Ok(Opened::Closed) => self.fate = Fate::Closed,
                 Err(error) => {
                     self.session.say_why(&error, &mut self.output);
+                    self.failed = Some(error);
+                    self.input = Input::default();
                     let _ = self.output.poll_send(&mut self.socket, cx)?;
-                    self.fate = Fate::Failed(error);
                 }
             }
         }
@@ -234,42 +244,31 @@ impl Session {
     fn open(&mut self, input: &mut Input, output: &mut Output) -> Result<Opened, Error> {
         match self {
             Self::Records(records) => records.open(input, output),
-            Self::Rustls(session) => open_old(session, input, output),
+            Self::Rustls(session) => step_old(session, input, output, &Wish::Read),
         }
     }
 
     /// Seals a record of data. Larger data than one takes is the caller's mistake.
-    fn seal(&mut self, data: OutboundChunks<'_>, output: &mut Output) -> io::Result<()> {
+    fn seal(
+        &mut self,
+        data: OutboundChunks<'_>,
+        input: &mut Input,
+        output: &mut Output,
+    ) -> Result<(), Error> {
         match self {
-            Self::Records(records) => records
-                .seal(ContentType::ApplicationData, data, output)
-                .map_err(io::Error::other),
-            Self::Rustls(session) => {
-                output.push_pending(session);
-                match session.process_tls_records(&mut []).state {
-                    Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                        let data = data.to_vec();
-                        output.push_with(|to| traffic.encrypt(&data, to))
-                    }
-                    Ok(_) => Err(io::ErrorKind::BrokenPipe.into()),
-                    Err(error) => Err(invalid(error)),
-                }
+            Self::Records(records) => {
+                records.asked = false;
+                records.seal(ContentType::ApplicationData, data, output)
             }
+            Self::Rustls(session) => write_old(session, input, output, &Wish::Write(data.to_vec())),
         }
     }
 
     /// Tells the peer that nothing more comes.
-    fn close(&mut self, output: &mut Output) -> io::Result<()> {
+    fn close(&mut self, input: &mut Input, output: &mut Output) -> Result<(), Error> {
         match self {
-            Self::Records(records) => records
-                .alert(WARNING, AlertDescription::CloseNotify, output)
-                .map_err(io::Error::other),
-            Self::Rustls(session) => match session.process_tls_records(&mut []).state {
-                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                    output.push_with(|to| traffic.queue_close_notify(to))
-                }
-                _ => Ok(()),
-            },
+            Self::Records(records) => records.alert(WARNING, AlertDescription::CloseNotify, output),
+            Self::Rustls(session) => write_old(session, input, output, &Wish::Close),
         }
     }
 
@@ -280,6 +279,9 @@ impl Session {
                 let why = match error {
                     Error::DecryptError => AlertDescription::BadRecordMac,
                     Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
+                    Error::InvalidMessage(InvalidMessage::InvalidKeyUpdate) => {
+                        AlertDescription::IllegalParameter
+                    }
                     Error::InappropriateMessage { .. } | Error::PeerMisbehaved(_) => {
                         AlertDescription::UnexpectedMessage
                     }
@@ -308,7 +310,8 @@ impl Records {
             sent: keys.tx.0,
             suite,
             secrets,
-            idle: 0,
+            asked: false,
+            credit: CREDIT_MAX,
         })
     }
 
@@ -332,13 +335,13 @@ impl Records {
         let message = self.decrypter.decrypt(message, self.received)?;
         self.received += 1;
         let (kind, data) = (message.typ, message.payload);
-        self.idle = match kind == ContentType::ApplicationData && !data.is_empty() {
-            true => 0,
-            false => self.idle + 1,
+        self.credit = match kind == ContentType::ApplicationData && !data.is_empty() {
+            true => (self.credit + data.len()).min(CREDIT_MAX),
+            false => self
+                .credit
+                .checked_sub(limits::TLS_IDLE_RECORD_COST)
+                .ok_or(PeerMisbehaved::TooManyKeyUpdateRequests)?,
         };
-        if self.idle > limits::TLS_IDLE_RECORDS_MAX {
-            return Err(PeerMisbehaved::TooManyKeyUpdateRequests.into());
-        }
         let opened = match (kind, data) {
             (ContentType::ApplicationData, data) => {
                 let data = data.len();
@@ -347,7 +350,10 @@ impl Records {
                 Opened::Record
             }
             (ContentType::Alert, &[_, what]) => match AlertDescription::from(what) {
-                AlertDescription::CloseNotify => Opened::Closed,
+                AlertDescription::CloseNotify => {
+                    input.ended = true;
+                    Opened::Record
+                }
                 // The reason for the close that follows.
                 AlertDescription::UserCanceled => Opened::Record,
                 what => return Err(Error::AlertReceived(what)),
@@ -358,11 +364,16 @@ impl Records {
             }
             (ContentType::Handshake, said) if *said == KEY_UPDATE_ASKED => {
                 self.renew_received()?;
-                self.renew_sent(output)?;
+                if !std::mem::replace(&mut self.asked, true) {
+                    self.renew_sent(output)?;
+                }
                 Opened::Record
             }
-            (ContentType::Alert | ContentType::Handshake, _) => {
-                return Err(InvalidMessage::TrailingData("a record between data").into());
+            (ContentType::Handshake, &[24, 0, 0, 1, _]) => {
+                return Err(InvalidMessage::InvalidKeyUpdate.into());
+            }
+            (ContentType::Alert, said) if !said.is_empty() => {
+                return Err(InvalidMessage::TrailingData("an alert").into());
             }
             (kind, _) => return Err(inappropriate(kind)),
         };
@@ -454,40 +465,74 @@ fn encrypter(
     }
 }
 
-/// Opens what TLS 1.2 sent.
-fn open_old(
+/// What TLS 1.2 is to do once it may.
+enum Wish {
+    Read,
+    Write(Vec<u8>),
+    Close,
+}
+
+/// Goes on with TLS 1.2 until it has written what is wished. It may open records before.
+fn write_old(
     session: &mut UnbufferedServerConnection,
     input: &mut Input,
     output: &mut Output,
+    wish: &Wish,
+) -> Result<(), Error> {
+    while let Opened::Record = step_old(session, input, output, wish)? {}
+    Ok(())
+}
+
+/// Goes on with TLS 1.2 by a step. `Partly` says that it needs more, and has written what is wished.
+fn step_old(
+    session: &mut UnbufferedServerConnection,
+    input: &mut Input,
+    output: &mut Output,
+    wish: &Wish,
 ) -> Result<Opened, Error> {
-    let before = input.sealed.len();
-    let UnbufferedStatus { discard, state } =
-        session.process_tls_records(&mut input.bytes.0[input.sealed.clone()]);
-    let mut discarded = discard;
+    let failed = |error: io::Error| Error::General(error.to_string());
+    // It counts on getting again what it did not discard.
+    let sealed = &mut input.bytes.0[input.sealed.clone()];
+    let UnbufferedStatus { mut discard, state } = session.process_tls_records(sealed);
     let opened = match state? {
         ConnectionState::ReadTraffic(mut traffic) => {
-            input.aside.clear();
-            input.taken = 0;
             while let Some(record) = traffic.next_record() {
                 let record = record?;
-                discarded += record.discard;
+                discard += record.discard;
                 input.aside.extend(record.payload);
             }
             Opened::Record
         }
         ConnectionState::EncodeTlsData(mut data) => {
-            let pushed = output.push_with(|to| data.encode(to));
-            pushed.map_err(|e| Error::General(e.to_string()))?;
+            let pushed = output.push_with(limits::TLS_FLIGHT_BYTES_MAX, |to| data.encode(to));
+            pushed.map_err(failed)?;
             Opened::Record
         }
         ConnectionState::TransmitTlsData(data) => {
             data.done();
             Opened::Record
         }
-        ConnectionState::PeerClosed | ConnectionState::Closed => Opened::Closed,
+        ConnectionState::PeerClosed => {
+            input.ended = true;
+            Opened::Record
+        }
+        ConnectionState::WriteTraffic(mut traffic) => {
+            let written = match wish {
+                Wish::Read => Ok(()),
+                Wish::Write(data) => {
+                    let room = data.len() + 2 * GROWTH_MAX;
+                    output.push_with(room, |to| traffic.encrypt(data, to))
+                }
+                Wish::Close => {
+                    output.push_with(2 * GROWTH_MAX, |to| traffic.queue_close_notify(to))
+                }
+            };
+            written.map_err(failed)?;
+            Opened::Partly
+        }
         _ => Opened::Partly,
     };
-    input.sealed.start += discarded.min(before);
+    input.sealed.start += discard;
     Ok(opened)
 }
 
@@ -518,12 +563,14 @@ impl Input {
     /// Waits for more behind the sealed bytes. Nothing that was opened may be left.
     fn poll_fill(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let left = self.sealed.len();
-        if self.bytes.0.is_empty() {
-            self.bytes = Piece::taken();
+        if self.bytes.is_whole() {
+            self.bytes.0.copy_within(self.sealed.clone(), 0);
+        } else {
+            let mut whole = Piece::taken();
+            whole.0[..left].copy_from_slice(self.sealed());
+            self.bytes = whole;
         }
-        self.plain = 0..0;
-        self.bytes.0.copy_within(self.sealed.clone(), 0);
-        self.sealed = 0..left;
+        (self.plain, self.sealed) = (0..0, 0..left);
         let room = &mut self.bytes.0[left..];
         if room.is_empty() {
             return Poll::Ready(Err(invalid(Error::PeerSentOversizedRecord)));
@@ -532,14 +579,13 @@ impl Input {
             Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
             Poll::Ready(Ok(n)) => {
                 self.sealed.end += n;
+                self.fills += 1;
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
-                // A connection that waits holds no memory.
-                if left == 0 {
-                    (self.bytes, self.sealed) = (Piece::default(), 0..0);
-                }
+                // A connection that waits holds what it must.
+                self.bytes = Piece(self.bytes.0[..left].into());
                 Poll::Pending
             }
         }
@@ -552,12 +598,13 @@ impl Output {
         self.records.push_back(record);
     }
 
-    /// Takes what is written to the slice it gets, which has room for any record and any flight of a handshake.
+    /// Takes what is written to a slice of so many bytes.
     fn push_with<E: std::error::Error + Send + Sync + 'static>(
         &mut self,
+        room: usize,
         write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> io::Result<()> {
-        let mut record = vec![0; limits::TLS_FLIGHT_BYTES_MAX];
+        let mut record = vec![0; room];
         let len = write(&mut record).map_err(io::Error::other)?;
         record.truncate(len);
         record.shrink_to_fit();
@@ -565,19 +612,16 @@ impl Output {
         Ok(())
     }
 
-    /// Takes what rustls has to say by itself: of an error, say.
+    /// Takes what rustls has to say of an error.
     fn push_pending(&mut self, session: &mut UnbufferedServerConnection) {
-        loop {
-            match session.process_tls_records(&mut []).state {
-                Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    if self.push_with(|to| data.encode(to)).is_err() {
-                        return;
-                    }
-                }
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                _ => return,
-            }
-        }
+        // Without anything to say it would look for more records, and may hold some that are not shown to it here.
+        while session.wants_write()
+            && let Ok(ConnectionState::EncodeTlsData(mut data)) =
+                session.process_tls_records(&mut []).state
+            && self
+                .push_with(limits::TLS_FLIGHT_BYTES_MAX, |to| data.encode(to))
+                .is_ok()
+        {}
     }
 
     /// Waits until all of it is with the kernel.
@@ -617,6 +661,10 @@ impl Piece {
         let used = PIECES.with_borrow_mut(Vec::pop);
         Self(used.unwrap_or_else(|| vec![0; limits::TLS_READ_BYTES].into()))
     }
+
+    fn is_whole(&self) -> bool {
+        self.0.len() == limits::TLS_READ_BYTES
+    }
 }
 
 impl Drop for Piece {
@@ -625,7 +673,8 @@ impl Drop for Piece {
         // The thread may be at its end.
         let _ = PIECES.try_with(|pieces| {
             let mut pieces = pieces.borrow_mut();
-            if !bytes.is_empty() && pieces.len() < limits::TLS_READ_BUFFERS_KEPT {
+            if bytes.len() == limits::TLS_READ_BYTES && pieces.len() < limits::TLS_READ_BUFFERS_KEPT
+            {
                 pieces.push(bytes);
             }
         });
@@ -640,7 +689,9 @@ impl rt::Read for TlsServer {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let mut any = false;
-        while buf.remaining() > 0 {
+        let begun = this.input.fills;
+        // Others get a turn also where records are small.
+        while buf.remaining() > 0 && (!any || this.input.fills - begun < limits::TLS_FILLS_MAX) {
             match this.poll_data(cx) {
                 Poll::Ready(Ok(())) if !this.input.data().is_empty() => {}
                 // The end, or an error, comes again when asked again.
@@ -677,6 +728,7 @@ impl rt::Write for TlsServer {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.check()?;
         if this.output.left >= limits::TLS_BUFFER_BYTES {
             ready!(this.output.poll_send(&mut this.socket, cx))?;
         }
@@ -686,7 +738,9 @@ impl rt::Write for TlsServer {
         let len = data.len();
         while !data.is_empty() {
             let (record, rest) = data.split_at(RECORD_BYTES);
-            this.session.seal(record, &mut this.output)?;
+            this.session
+                .seal(record, &mut this.input, &mut this.output)
+                .map_err(io::Error::other)?;
             data = rest;
         }
         // What the socket does not take now goes when it is flushed.
@@ -701,8 +755,10 @@ impl rt::Write for TlsServer {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !std::mem::replace(&mut this.closing, true) {
-            this.session.close(&mut this.output)?;
+        if !std::mem::replace(&mut this.closing, true) && this.check().is_ok() {
+            this.session
+                .close(&mut this.input, &mut this.output)
+                .map_err(io::Error::other)?;
         }
         ready!(this.output.poll_send(&mut this.socket, cx))?;
         this.socket.poll_close_gently(cx)
@@ -783,11 +839,12 @@ mod tests {
             provider
                 .cipher_suites
                 .retain(|suite| suites.is_none_or(|wanted| suite.suite() == wanted));
-            let config = ClientConfig::builder_with_provider(Arc::new(provider))
+            let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
                 .with_protocol_versions(&[version])
                 .unwrap()
                 .with_root_certificates(self.roots.clone())
                 .with_no_client_auth();
+            config.enable_secret_extraction = true;
             let name = "localhost".try_into().unwrap();
             let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
             tls.set_buffer_limit(None);
@@ -972,9 +1029,11 @@ mod tests {
         let server = Echo::start(provider(), 2);
         let mut client = server.client(None, &TLS13);
         client.shake_hands();
-        for _ in 0..100 {
-            client.tls.refresh_traffic_keys().unwrap();
-            client.carry(&bytes(20_000));
+        for n in 0..100 {
+            for _ in 0..n % 3 + 1 {
+                client.tls.refresh_traffic_keys().unwrap();
+            }
+            client.carry(&bytes(3 * limits::TLS_IDLE_RECORD_COST));
         }
         client.close();
         server.ended().unwrap();
@@ -1091,5 +1150,66 @@ mod tests {
             server.ended().unwrap_err().kind(),
             io::ErrorKind::UnexpectedEof
         );
+    }
+
+    #[test]
+    fn a_handshake_that_is_none_ends_the_connection_alone() {
+        let cases: [&[u8]; 6] = [
+            b"GET / HTTP/1.1\r\n\r\n",
+            // A message longer than any, of which little comes.
+            &[22, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff],
+            // A piece of a message, and something else behind it.
+            &[22, 3, 1, 0, 1, 1, 21, 3, 1, 0, 2, 1, 0],
+            &[22, 3, 1, 0, 1, 1, 23, 3, 3, 0, 1, 0],
+            &[22, 3, 1, 0, 1, 1, 99, 99, 99, 99, 99],
+            &[22, 3, 1, 0, 0],
+        ];
+        for wire in cases {
+            let server = Echo::start(provider(), 2);
+            let mut socket = TcpStream::connect(server.address).unwrap();
+            socket.write_all(wire).unwrap();
+            socket.shutdown(std::net::Shutdown::Write).unwrap();
+            server.ended().unwrap_err();
+        }
+        // A hello that is followed by more in its record.
+        let server = Echo::start(provider(), 2);
+        let mut client = server.client(None, &TLS13);
+        let mut hello = client.wire();
+        let len = u16::from_be_bytes([hello[3], hello[4]]) + 1;
+        hello[3..5].copy_from_slice(&len.to_be_bytes());
+        hello.push(1);
+        client.socket.write_all(&hello).unwrap();
+        client.fault();
+        server.ended().unwrap_err();
+    }
+
+    #[test]
+    fn a_piece_of_a_message_after_the_handshake_of_tls_1_2_ends_the_connection_alone() {
+        use rustls::crypto::ring::cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 as SUITE;
+        for behind in [&b""[..], &[23, 3, 3, 0, 1, 0]] {
+            let server = Echo::start(provider(), 2);
+            let mut client = server.client(Some(SUITE.suite()), &TLS12);
+            client.shake_hands();
+            client.carry(b"before");
+            let Client { tls, mut socket } = client;
+            let (sequence, keys) = tls.dangerous_extract_secrets().unwrap().tx;
+            let SupportedCipherSuite::Tls12(suite) = SUITE else {
+                panic!("TLS 1.2");
+            };
+            let ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } = keys else {
+                panic!("the suite's");
+            };
+            let piece = OutboundPlainMessage {
+                typ: ContentType::Handshake,
+                version: ProtocolVersion::TLSv1_2,
+                payload: OutboundChunks::Single(&[1]),
+            };
+            let mut encrypter = suite.aead_alg.encrypter(key, iv.as_ref(), &[]);
+            let record = encrypter.encrypt(piece, sequence).unwrap().encode();
+            socket.write_all(&record).unwrap();
+            socket.write_all(behind).unwrap();
+            socket.shutdown(std::net::Shutdown::Write).unwrap();
+            server.ended().unwrap_err();
+        }
     }
 }
