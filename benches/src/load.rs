@@ -67,6 +67,9 @@ pub struct Plan {
 /// How many times its length a window may last for the sake of slow requests.
 pub const STRETCH_MAX: u32 = 4;
 
+/// What was overwritten has left the server's memory by then.
+const SETTLE: Duration = Duration::from_secs(2);
+
 /// What one connection saw, from the start of the warm-up to the end of its last request.
 #[derive(Default)]
 struct Tally {
@@ -124,7 +127,9 @@ pub fn prepare(plan: &Plan) -> io::Result<()> {
         writers
             .into_iter()
             .try_for_each(|w| w.join().expect("a writer does not panic"))
-    })
+    })?;
+    thread::sleep(SETTLE);
+    Ok(())
 }
 
 /// Runs the plan.

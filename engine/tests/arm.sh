@@ -25,6 +25,6 @@ test=(cargo test --locked --ignore-rust-version --target aarch64-unknown-linux-g
 
 # Emulation is slow: every seventh length, every thirteenth alignment.
 export STRONGROOM_TEST_SHORT=1
-"${test[@]}" --test gcm --test vectors --test golden
+"${test[@]}" --test gcm --test crc --test vectors --test golden
 "${test[@]}" --lib -- simd:: dare:: hierarchy::
 STRONGROOM_CPU_DENY=pmull "${test[@]}" --test gcm
