@@ -278,10 +278,18 @@ impl Committer {
     /// Makes the batch durable, shows it to readers, and only then answers.
     fn commit(&mut self, replies: &mut Vec<(oneshot::Sender<Reply>, Reply)>) -> Result<()> {
         if !self.written.is_empty() {
-            let failed = |e: fjall::Error| Error::Io {
+            let failed = |e: fjall::Error| {
+                Error::Io {
                 op: "commit",
                 path: "index".into(),
-                reason: e.to_string(),
+                reason: match e {
+                    // Its own thread met an error while it merged tables, and did not come back.
+                    fjall::Error::Poisoned => "a file of it cannot be read or written. If that comes again after a start, \
+                        `strongroom recover` builds the index anew"
+                        .to_owned(),
+                    e => e.to_string(),
+                },
+            }
             };
             // A batch is shown to readers entry by entry: the bytes of a small object go after the record that named them.
             let inline = self.core.index.space(Space::Inline).clone();

@@ -205,6 +205,13 @@ impl TlsServer {
         }
     }
 
+    /// Ends the connection but for what the peer is told of it.
+    fn fail(&mut self, error: Error) -> io::Error {
+        self.session.say_why(&error, &mut self.output);
+        self.input = Input::default();
+        invalid(self.failed.insert(error).clone())
+    }
+
     /// Waits for data that was not taken yet; there is none at the end.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.input.data().is_empty() {
@@ -222,9 +229,7 @@ impl TlsServer {
                     ready!(self.input.poll_fill(&mut self.socket, cx))?;
                 }
                 Err(error) => {
-                    self.session.say_why(&error, &mut self.output);
-                    self.failed = Some(error);
-                    self.input = Input::default();
+                    let _ = self.fail(error);
                     let _ = self.output.poll_send(&mut self.socket, cx)?;
                 }
             }
@@ -530,7 +535,10 @@ fn step_old(
             written.map_err(failed)?;
             Opened::Partly
         }
-        _ => Opened::Partly,
+        _ => match wish {
+            Wish::Write(_) => return Err(Error::General("no data may be sent any more".into())),
+            Wish::Read | Wish::Close => Opened::Partly,
+        },
     };
     input.sealed.start += discard;
     Ok(opened)
@@ -740,7 +748,7 @@ impl rt::Write for TlsServer {
             let (record, rest) = data.split_at(RECORD_BYTES);
             this.session
                 .seal(record, &mut this.input, &mut this.output)
-                .map_err(io::Error::other)?;
+                .map_err(|error| this.fail(error))?;
             data = rest;
         }
         // What the socket does not take now goes when it is flushed.
@@ -758,7 +766,7 @@ impl rt::Write for TlsServer {
         if !std::mem::replace(&mut this.closing, true) && this.check().is_ok() {
             this.session
                 .close(&mut this.input, &mut this.output)
-                .map_err(io::Error::other)?;
+                .map_err(|error| this.fail(error))?;
         }
         ready!(this.output.poll_send(&mut this.socket, cx))?;
         this.socket.poll_close_gently(cx)
