@@ -205,11 +205,13 @@ impl TlsServer {
         }
     }
 
-    /// Ends the connection but for what the peer is told of it.
-    fn fail(&mut self, error: Error) -> io::Error {
+    /// Ends the connection, and tells the peer of it as far as the socket takes that now.
+    fn fail(&mut self, cx: &mut Context<'_>, error: Error) -> io::Error {
         self.session.say_why(&error, &mut self.output);
         self.input = Input::default();
-        invalid(self.failed.insert(error).clone())
+        let error = invalid(self.failed.insert(error).clone());
+        let _ = self.output.poll_send(&mut self.socket, cx);
+        error
     }
 
     /// Waits for data that was not taken yet; there is none at the end.
@@ -228,10 +230,7 @@ impl TlsServer {
                     let _ = self.output.poll_send(&mut self.socket, cx)?;
                     ready!(self.input.poll_fill(&mut self.socket, cx))?;
                 }
-                Err(error) => {
-                    let _ = self.fail(error);
-                    let _ = self.output.poll_send(&mut self.socket, cx)?;
-                }
+                Err(error) => return Poll::Ready(Err(self.fail(cx, error))),
             }
         }
         Poll::Ready(Ok(()))
@@ -340,9 +339,11 @@ impl Records {
         let message = self.decrypter.decrypt(message, self.received)?;
         self.received += 1;
         let (kind, data) = (message.typ, message.payload);
-        self.credit = match kind == ContentType::ApplicationData && !data.is_empty() {
-            true => (self.credit + data.len()).min(CREDIT_MAX),
-            false => self
+        self.credit = match (kind, data) {
+            (ContentType::ApplicationData, [_, ..]) => (self.credit + data.len()).min(CREDIT_MAX),
+            // Whatever came before, it may end.
+            (ContentType::Alert, [_, 0]) => self.credit,
+            _ => self
                 .credit
                 .checked_sub(limits::TLS_IDLE_RECORD_COST)
                 .ok_or(PeerMisbehaved::TooManyKeyUpdateRequests)?,
@@ -748,7 +749,7 @@ impl rt::Write for TlsServer {
             let (record, rest) = data.split_at(RECORD_BYTES);
             this.session
                 .seal(record, &mut this.input, &mut this.output)
-                .map_err(|error| this.fail(error))?;
+                .map_err(|error| this.fail(cx, error))?;
             data = rest;
         }
         // What the socket does not take now goes when it is flushed.
@@ -763,10 +764,11 @@ impl rt::Write for TlsServer {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !std::mem::replace(&mut this.closing, true) && this.check().is_ok() {
-            this.session
-                .close(&mut this.input, &mut this.output)
-                .map_err(|error| this.fail(error))?;
+        if !std::mem::replace(&mut this.closing, true)
+            && this.check().is_ok()
+            && let Err(error) = this.session.close(&mut this.input, &mut this.output)
+        {
+            this.fail(cx, error);
         }
         ready!(this.output.poll_send(&mut this.socket, cx))?;
         this.socket.poll_close_gently(cx)
