@@ -29,6 +29,9 @@ use crate::object::{Committed, Condition, PartChoice};
 use crate::rt;
 use crate::segment::reclaim::{Freed, Message};
 
+const NOT_KEPT_UP: &str = "a file of it cannot be read or written. If that comes again after a start, \
+                           `strongroom recover` builds the index anew";
+
 /// One request to the committer, and where its answer goes.
 pub struct Request {
     pub op: Op,
@@ -278,18 +281,14 @@ impl Committer {
     /// Makes the batch durable, shows it to readers, and only then answers.
     fn commit(&mut self, replies: &mut Vec<(oneshot::Sender<Reply>, Reply)>) -> Result<()> {
         if !self.written.is_empty() {
-            let failed = |e: fjall::Error| {
-                Error::Io {
+            let failed = |e: fjall::Error| Error::Io {
                 op: "commit",
                 path: "index".into(),
                 reason: match e {
                     // Its own thread met an error while it merged tables, and did not come back.
-                    fjall::Error::Poisoned => "a file of it cannot be read or written. If that comes again after a start, \
-                        `strongroom recover` builds the index anew"
-                        .to_owned(),
+                    fjall::Error::Poisoned => NOT_KEPT_UP.into(),
                     e => e.to_string(),
                 },
-            }
             };
             // A batch is shown to readers entry by entry: the bytes of a small object go after the record that named them.
             let inline = self.core.index.space(Space::Inline).clone();

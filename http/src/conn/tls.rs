@@ -14,12 +14,13 @@ use std::task::{Context, Poll, ready};
 
 use hyper::rt::{self, ReadBufCursor};
 use rustls::crypto::cipher::{
-    InboundOpaqueMessage, MessageDecrypter, MessageEncrypter, OutboundChunks, OutboundPlainMessage,
+    AeadKey, InboundOpaqueMessage, Iv, MessageDecrypter, MessageEncrypter, OutboundChunks,
+    OutboundPlainMessage,
 };
 use rustls::kernel::KernelConnection;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
+use rustls::unbuffered::{ConnectionState, EncodeTlsData, UnbufferedStatus};
 use rustls::{
     AlertDescription, ConnectionTrafficSecrets, ContentType, Error, InvalidMessage, PeerMisbehaved,
     ProtocolVersion, ServerConfig, SupportedCipherSuite, Tls13CipherSuite,
@@ -31,7 +32,7 @@ use crate::limits;
 /// A record's head: its type, a version that means nothing any more, and its length.
 const HEAD: usize = 5;
 /// Plaintext of one record at most, and what it may grow by when it is sealed.
-const RECORD_BYTES: usize = 16 * 1024;
+pub(super) const RECORD_BYTES: usize = 16 * 1024;
 const GROWTH_MAX: usize = 256;
 const CREDIT_MAX: usize = limits::TLS_IDLE_RECORDS_MAX * limits::TLS_IDLE_RECORD_COST;
 /// RFC 8446, section 4: the type of a key update, its length, and whether the peer is asked for one of its own.
@@ -124,8 +125,8 @@ pub async fn accept(mut socket: Socket, config: Arc<ServerConfig>) -> io::Result
         let sealed = &mut input.sealed()[..shown];
         let UnbufferedStatus { discard, state } = session.process_tls_records(sealed);
         let step = match state {
-            Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                output.push_with(limits::TLS_FLIGHT_BYTES_MAX, |to| data.encode(to))?;
+            Ok(ConnectionState::EncodeTlsData(data)) => {
+                output.push_flight(data)?;
                 Step::Again
             }
             Ok(ConnectionState::TransmitTlsData(data)) => {
@@ -307,11 +308,13 @@ impl Records {
         let SupportedCipherSuite::Tls13(suite) = secrets.negotiated_cipher_suite() else {
             return Err(Error::General("TLS 1.3 without a suite of it".into()));
         };
+        let ((received, rx), (sent, tx)) = (keys.rx, keys.tx);
+        let ((rx, rx_iv), (tx, tx_iv)) = (parts(rx)?, parts(tx)?);
         Ok(Self {
-            decrypter: decrypter(suite, keys.rx.1)?,
-            received: keys.rx.0,
-            encrypter: encrypter(suite, keys.tx.1)?,
-            sent: keys.tx.0,
+            decrypter: suite.aead_alg.decrypter(rx, rx_iv),
+            received,
+            encrypter: suite.aead_alg.encrypter(tx, tx_iv),
+            sent,
             suite,
             secrets,
             asked: false,
@@ -389,7 +392,8 @@ impl Records {
 
     fn renew_received(&mut self) -> Result<(), Error> {
         let (next, keys) = self.secrets.update_rx_secret()?;
-        self.decrypter = decrypter(self.suite, keys)?;
+        let (key, iv) = parts(keys)?;
+        self.decrypter = self.suite.aead_alg.decrypter(key, iv);
         self.received = next;
         Ok(())
     }
@@ -399,7 +403,8 @@ impl Records {
         let said = OutboundChunks::Single(&KEY_UPDATE);
         self.seal_now(ContentType::Handshake, said, output)?;
         let (next, keys) = self.secrets.update_tx_secret()?;
-        self.encrypter = encrypter(self.suite, keys)?;
+        let (key, iv) = parts(keys)?;
+        self.encrypter = self.suite.aead_alg.encrypter(key, iv);
         self.sent = next;
         Ok(())
     }
@@ -445,27 +450,12 @@ impl Records {
     }
 }
 
-fn decrypter(
-    suite: &Tls13CipherSuite,
-    keys: ConnectionTrafficSecrets,
-) -> Result<Box<dyn MessageDecrypter>, Error> {
+/// The key of a direction, whatever suite of TLS 1.3 it is for.
+fn parts(keys: ConnectionTrafficSecrets) -> Result<(AeadKey, Iv), Error> {
     use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
     match keys {
         Aes128Gcm { key, iv } | Aes256Gcm { key, iv } | Chacha20Poly1305 { key, iv } => {
-            Ok(suite.aead_alg.decrypter(key, iv))
-        }
-        _ => Err(Error::General("a suite without a name".into())),
-    }
-}
-
-fn encrypter(
-    suite: &Tls13CipherSuite,
-    keys: ConnectionTrafficSecrets,
-) -> Result<Box<dyn MessageEncrypter>, Error> {
-    use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
-    match keys {
-        Aes128Gcm { key, iv } | Aes256Gcm { key, iv } | Chacha20Poly1305 { key, iv } => {
-            Ok(suite.aead_alg.encrypter(key, iv))
+            Ok((key, iv))
         }
         _ => Err(Error::General("a suite without a name".into())),
     }
@@ -509,9 +499,8 @@ fn step_old(
             }
             Opened::Record
         }
-        ConnectionState::EncodeTlsData(mut data) => {
-            let pushed = output.push_with(limits::TLS_FLIGHT_BYTES_MAX, |to| data.encode(to));
-            pushed.map_err(failed)?;
+        ConnectionState::EncodeTlsData(data) => {
+            output.push_flight(data).map_err(failed)?;
             Opened::Record
         }
         ConnectionState::TransmitTlsData(data) => {
@@ -621,15 +610,18 @@ impl Output {
         Ok(())
     }
 
+    /// Takes what rustls has to say by itself.
+    fn push_flight(&mut self, mut data: EncodeTlsData<'_, ServerConnectionData>) -> io::Result<()> {
+        self.push_with(limits::TLS_FLIGHT_BYTES_MAX, |to| data.encode(to))
+    }
+
     /// Takes what rustls has to say of an error.
     fn push_pending(&mut self, session: &mut UnbufferedServerConnection) {
         // Without anything to say it would look for more records, and may hold some that are not shown to it here.
         while session.wants_write()
-            && let Ok(ConnectionState::EncodeTlsData(mut data)) =
+            && let Ok(ConnectionState::EncodeTlsData(data)) =
                 session.process_tls_records(&mut []).state
-            && self
-                .push_with(limits::TLS_FLIGHT_BYTES_MAX, |to| data.encode(to))
-                .is_ok()
+            && self.push_flight(data).is_ok()
         {}
     }
 
@@ -801,6 +793,7 @@ mod tests {
 
     use super::super::serve::testing::shard;
     use crate::tls::cipher::provider;
+    use crate::tls::cipher::tests::bytes;
 
     /// A server that sends back what it gets, and how its one connection ended; and a client's configuration for it.
     struct Echo {
@@ -865,6 +858,11 @@ mod tests {
 
         fn ended(self) -> io::Result<()> {
             self.ended.join().unwrap()
+        }
+
+        #[track_caller]
+        fn failed_with(self, kind: io::ErrorKind) {
+            assert_eq!(self.ended().unwrap_err().kind(), kind);
         }
     }
 
@@ -950,12 +948,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    fn bytes(len: usize) -> Vec<u8> {
-        (0..len as u32)
-            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-            .collect()
     }
 
     #[test]
@@ -1059,10 +1051,7 @@ mod tests {
         client.socket.write_all(&wire).unwrap();
         let told = Error::AlertReceived(AlertDescription::UnexpectedMessage);
         assert_eq!(client.fault(), told);
-        assert_eq!(
-            server.ended().unwrap_err().kind(),
-            io::ErrorKind::InvalidData
-        );
+        server.failed_with(io::ErrorKind::InvalidData);
     }
 
     #[test]
@@ -1132,10 +1121,7 @@ mod tests {
             client.socket.write_all(&wire).unwrap();
             let told = Error::AlertReceived(AlertDescription::BadRecordMac);
             assert_eq!(client.fault(), told);
-            assert_eq!(
-                server.ended().unwrap_err().kind(),
-                io::ErrorKind::InvalidData
-            );
+            server.failed_with(io::ErrorKind::InvalidData);
         }
     }
 
@@ -1147,19 +1133,13 @@ mod tests {
             client.shake_hands();
             client.carry(b"before");
             client.socket.shutdown(std::net::Shutdown::Write).unwrap();
-            assert_eq!(
-                server.ended().unwrap_err().kind(),
-                io::ErrorKind::UnexpectedEof
-            );
+            server.failed_with(io::ErrorKind::UnexpectedEof);
         }
         // Nor one within the handshake.
         let server = Echo::start(provider(), 2);
         let client = server.client(None, &TLS13);
         client.socket.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(
-            server.ended().unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
+        server.failed_with(io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -11,10 +11,7 @@ use futures_rustls::rustls::pki_types::CertificateDer;
 use hyper::rt::{self, ReadBufCursor};
 
 use super::socket::Socket;
-use super::tls::TlsServer;
-
-/// Plaintext of one TLS record at most: more never comes out of one read.
-const RECORD_BYTES: usize = 16 * 1024;
+use super::tls::{RECORD_BYTES, TlsServer};
 
 /// An open connection.
 #[expect(
@@ -58,6 +55,7 @@ impl rt::Read for Transport {
             Self::Plain(socket) => rt::Read::poll_read(Pin::new(socket), cx, buf),
             Self::Tls(stream) => rt::Read::poll_read(Pin::new(stream), cx, buf),
             Self::Client(stream) => {
+                // More never comes out of one read.
                 let mut record = [0; RECORD_BYTES];
                 let want = record.len().min(buf.remaining());
                 let read = AsyncRead::poll_read(Pin::new(stream), cx, &mut record[..want]);

@@ -154,7 +154,7 @@ impl MessageDecrypter for Records {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::io::{IoSlice, Read, Write};
 
@@ -204,7 +204,7 @@ mod tests {
         (server, client)
     }
 
-    fn bytes(len: usize) -> Vec<u8> {
+    pub(crate) fn bytes(len: usize) -> Vec<u8> {
         (0..len as u32)
             .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
             .collect()
